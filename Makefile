@@ -1,0 +1,37 @@
+# `make` lists the targets that have a comment behind ##.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --require-hashes --requirement requirements.txt
+	touch $@
+
+setup: .venv/installed  ## create .venv from requirements.txt, if it is missing or out of date
+
+repro: setup  ## check the settings, then run what is not up to date of the pipeline
+	python -m transfer.params
+	dvc repro
+
+test: setup  ## run the tests
+	python -m pytest
+
+demo: setup  ## the pipeline on small generated data in a temporary copy; its numbers mean nothing
+	python -m tools.demo
+
+plots: setup  ## draw DVC's plots into dvc_plots/index.html
+	dvc plots show
+
+lint: setup  ## check style and format
+	ruff check
+	ruff format --check
+
+lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+		--no-header --no-annotate --output-file requirements.txt pyproject.toml
+
+.PHONY: help setup repro test demo plots lint lock

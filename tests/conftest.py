@@ -1,0 +1,72 @@
+"""Small generated data in CIFAR-10's own format, and the pipeline run on it once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tools import demo, synthetic
+from transfer import params
+from transfer.params import Params
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+
+
+def dvc(folder: Path, *arguments: str, fails: bool = False, **environment: str) -> str:
+    """Run real DVC in `folder`; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder, env=demo.environment() | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+def stage(folder: Path, name: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python -m stages.NAME` in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", *f"stages.{name}".split()],
+        cwd=folder, env=demo.environment() | environment, text=True, capture_output=True,
+    )  # fmt: skip
+
+
+def commit(folder: Path, message: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    subprocess.run(["git", *identity, "commit", "-qm", message], cwd=folder, check=True)
+
+
+@pytest.fixture
+def batches(tmp_path) -> Path:
+    """A folder in CIFAR-10's layout with 100 training and 40 test pictures."""
+    synthetic.write(tmp_path / "batches", 100, 40)
+    return tmp_path / "batches"
+
+
+@pytest.fixture
+def settings() -> Params:
+    """The demo's settings, on one thread."""
+    document = params.load(str(ROOT / "params.yaml")).model_dump()
+    return Params.model_validate(demo.merge(document, demo.SETTINGS))
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory) -> Path:
+    """A project in which `dvc repro` has run on generated data, its results committed."""
+    folder = tmp_path_factory.mktemp("project")
+    demo.make_project(folder)
+    (folder / "log").write_text(dvc(folder, "repro"))
+    commit(folder, "results")
+    return folder
+
+
+@pytest.fixture
+def project(reproduced, tmp_path) -> Path:
+    """A copy of `reproduced`, with its DVC cache, to do as one likes with."""
+    folder = tmp_path / "project"
+    subprocess.run(["cp", "-a", reproduced, folder], check=True)
+    return folder

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+from conftest import stage
+from torchvision.transforms import v2
+
+from stages import download
+from tools import synthetic
+from transfer import data
+from transfer.command import InputError
+
+
+def test_what_is_written_is_what_the_batches_hold(batches, tmp_path):
+    splits, classes = data.read_cifar10(str(batches))
+    data.write_arrays(tmp_path / "out", splits, classes)
+    pictures, labels = synthetic.pictures(100, seed=1)
+    read = data.load_split(tmp_path / "out", "train")
+    channel_major = pictures.reshape(-1, 3, 32, 32)
+    assert (read.images.numpy() == channel_major.transpose(0, 2, 3, 1)).all()
+    assert read.labels.tolist() == labels
+    assert len(data.load_split(tmp_path / "out", "test").labels) == 40
+    assert data.load_classes(tmp_path / "out") == synthetic.CLASSES
+
+
+def test_only_the_wanted_classes_remain_numbered_as_wanted(batches):
+    splits, classes = data.read_cifar10(str(batches))
+    some = data.select_classes(splits["train"], classes, ["dog", "cat"])
+    dog, cat = classes.index("dog"), classes.index("cat")
+    assert len(some.labels) == 20
+    assert (
+        some.images[some.labels == 0] == splits["train"].images[splits["train"].labels == dog]
+    ).all()
+    assert (
+        some.images[some.labels == 1] == splits["train"].images[splits["train"].labels == cat]
+    ).all()
+    with pytest.raises(InputError, match=r"'lynx'.*airplane"):
+        data.select_classes(splits["train"], classes, ["cat", "lynx"])
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def alter(path, how):
+    content = path.read_bytes()
+    {
+        "missing": lambda: path.unlink(),
+        "empty": lambda: path.write_bytes(b""),
+        "truncated": lambda: path.write_bytes(content[:-1]),
+        "altered": lambda: path.write_bytes(content[:-9] + b"?" + content[-8:]),
+    }[how]()
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "altered"])
+@pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
+def test_bad_data_is_refused_and_what_was_there_stays(project, monkeypatch, name, how):
+    before = contents(project / "data")
+    alter(project / "stripes" / name, how)
+    monkeypatch.chdir(project)
+    with pytest.raises(InputError, match=f"stripes/{name}: is (missing|damaged)"):
+        download.main()
+    assert contents(project / "data") == before
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n", "0123  data_batch_1\n"])
+def test_a_bad_list_of_checksums_is_refused(batches, text):
+    (batches / "MD5SUMS").write_text(text)
+    with pytest.raises(InputError, match="MD5SUMS: must list"):
+        data.read_cifar10(str(batches))
+
+
+def test_assets_are_held_to_the_official_checksums(project, tmp_path):
+    batches = tmp_path / "cifar-10-batches-py"
+    synthetic.write(batches, 20, 20)
+    text = (project / "params.yaml").read_text().replace("source: stripes", "source: cifar10")
+    (project / "params.yaml").write_text(text)
+    before = contents(project / "data")
+    for how in ("damaged", "missing"):
+        done = stage(project, "download", ASSETS_DIR=str(tmp_path))
+        assert done.returncode == 1
+        assert f"{batches / 'data_batch_1'}: is {how}" in done.stderr
+        assert done.stderr.count("\n") == 1
+        (batches / "data_batch_1").unlink(missing_ok=True)
+    assert contents(project / "data") == before
+
+
+def test_augmentation_is_a_mirrored_shift_and_a_flip():
+    images = torch.randint(0, 256, (500, 32, 32, 3), dtype=torch.uint8)
+    index = torch.randperm(500)
+    got = data.augment(images, index, 4, torch.Generator().manual_seed(0)).numpy()
+    flips, shifts = 0, set()
+    for picture, original in zip(got, images[index].numpy(), strict=True):
+        padded = np.pad(original, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+        found = [
+            (dy, dx, flip)
+            for dy in range(9)
+            for dx in range(9)
+            for flip in (False, True)
+            if (padded[dy : dy + 32, dx : dx + 32][:, :: -1 if flip else 1] == picture).all()
+        ]
+        assert len(found) == 1
+        shifts.add(found[0][:2])
+        flips += found[0][2]
+    assert 200 < flips < 300
+    assert len(shifts) == 81
+
+
+def test_no_shift_leaves_pictures_whole():
+    images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    got = data.augment(images, torch.arange(8), 0, torch.Generator().manual_seed(0))
+    for picture, original in zip(got, images, strict=True):
+        assert (picture == original).all() or (picture == original.flip(1)).all()
+
+
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_the_input_is_what_torchvision_makes_of_a_picture(size):
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    reference = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Resize(size, antialias=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )(images.permute(0, 3, 1, 2))
+    got = data.to_input(images, size)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_held_out_images_are_not_trained_on(batches):
+    train = data.read_cifar10(str(batches))[0]["train"]
+    rest, held = data.hold_out(train, 30, seed=3)
+    rows = [{r.tobytes() for r in s.images.numpy()} for s in (rest, held)]
+    assert [len(r) for r in rows] == [70, 30]
+    assert not rows[0] & rows[1]
+    assert (data.hold_out(train, 30, seed=3)[1].images == held.images).all()
+    assert (data.hold_out(train, 30, seed=4)[1].images != held.images).any()
+    with pytest.raises(InputError, match=r"data\.validation = 100"):
+        data.hold_out(train, 100, seed=0)
+
+
+def test_an_epoch_sees_each_picture_once():
+    draws = torch.Generator().manual_seed(0)
+    batches = data.shuffled_batches(103, 10, draws)
+    assert [len(b) for b in batches] == [10] * 10
+    assert len(set(torch.cat(batches).tolist())) == 100
+    with pytest.raises(InputError, match=r"train\.batch_size = 10.*9"):
+        data.shuffled_batches(9, 10, draws)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train_images.npy", b""),
+        ("train_images.npy", b"\x93NUMPY nonsense"),
+        ("train_labels.npy", np.zeros(7)),
+        ("train_images.npy", np.zeros((100, 32, 32), np.uint8)),
+        ("train_images.npy", np.zeros((99, 32, 32, 3), np.uint8)),
+    ],
+)
+def test_bad_arrays_are_named(batches, tmp_path, name, content):
+    splits, classes = data.read_cifar10(str(batches))
+    data.write_arrays(tmp_path / "out", splits, classes)
+    path = tmp_path / "out" / name
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(InputError, match=r"train_.*dvc repro download"):
+        data.load_split(tmp_path / "out", "train")

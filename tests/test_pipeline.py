@@ -1,0 +1,131 @@
+import csv
+import io
+import json
+
+import pytest
+from conftest import dvc, stage
+from PIL import Image
+
+from tools import demo
+from transfer import params
+
+STAGES = ["download", "backbone", "train@frozen", "train@finetuned", "evaluate", "render"]
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC says it ran, in order."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def stale(project) -> set[str]:
+    """The stages that DVC would run because something of their own has changed."""
+    return set(json.loads(dvc(project, "status", "--json")))
+
+
+def edit(path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_repro_runs_every_stage_and_logs_plain_lines(reproduced):
+    log = (reproduced / "log").read_text()
+    assert sorted(ran(log)) == sorted(STAGES)
+    assert "\r" not in log
+    assert "frozen epoch 1: train_loss" in log
+    assert set(json.loads((reproduced / "metrics/cost.json").read_text())) == set(STAGES)
+    assert "up to date" in dvc(reproduced, "repro")
+
+
+def test_the_metrics_answer_the_question_first(reproduced):
+    values = json.loads((reproduced / "metrics/evaluation.json").read_text())
+    assert list(values)[:3] == ["frozen.accuracy", "finetuned.accuracy", "gain"]
+    assert values["gain"] == pytest.approx(values["finetuned.accuracy"] - values["frozen.accuracy"])
+    assert values["gain_ci_low"] <= values["gain"] <= values["gain_ci_high"]
+    assert values["finetuned.parameters"] == values["finetuned.trainable"] == 24_224 + 344_330
+    assert values["frozen.trainable"] == 344_330
+    with (reproduced / "metrics/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 200
+    for mode in params.MODES:
+        right = sum(row[mode] == row["actual"] for row in rows) / len(rows)
+        assert values[f"{mode}.accuracy"] == pytest.approx(right)
+        assert 0 <= values[f"{mode}.ece"] <= 1
+        assert values[f"{mode}.loss"] > 0
+        classes = [values[f"{mode}.{name}"] for name in ("cat", "dog", "truck")]
+        assert all(0 <= accuracy <= 1 for accuracy in classes)
+
+
+def test_pictures_are_there_and_hold_nothing_but_the_picture(reproduced):
+    names = ("first_batch", "learning_curves", "confusion", "per_class")
+    for name in names:
+        with Image.open(reproduced / f"figures/{name}.png") as image:
+            assert min(image.size) > 300
+            assert set(image.info) <= {"dpi"}
+
+
+def test_the_same_code_and_settings_give_the_same_bytes(project):
+    kept = {"cost.json"}
+    paths = [p for f in ("models", "metrics", "figures") for p in (project / f).rglob("*.*")]
+    before = {p: p.read_bytes() for p in paths if p.is_file() and p.name not in kept}
+    assert len(before) > 15
+    assert sorted(ran(dvc(project, "repro", "--force", OMP_NUM_THREADS="1"))) == sorted(STAGES)
+    assert [p for p in before if before[p] != p.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("transfer/figures.py", "#0072B2", "#000000", {"render"}),
+        ("transfer/evaluation.py", "BINS = 15", "BINS = 10", {"evaluate"}),
+        ("params.yaml", "views: 2", "views: 3", {"train@frozen"}),
+        ("params.yaml", "crop: 4", "crop: 3", {"train@frozen", "train@finetuned"}),
+        ("params.yaml", "batch_size: 64", "batch_size: 16", {"render"}),
+        ("transfer/model.py", "width = 128", "width = 64",
+         {"backbone", "train@frozen", "train@finetuned", "evaluate"}),
+    ],
+)  # fmt: skip
+def test_a_change_makes_stale_what_it_reaches_and_no_more(project, file, old, new, changed):
+    edit(project / file, old, new)
+    assert stale(project) == changed
+
+
+def test_an_experiment_is_one_command_and_can_be_compared(project):
+    output = dvc(
+        project, "exp", "run", "--name", "slower", "-S", "train.finetuned.backbone_lr=3e-4"
+    )
+    assert sorted(ran(output)) == ["evaluate", "render", "train@finetuned"]
+
+    [header, *rows] = csv.reader(io.StringIO(dvc(project, "exp", "show", "--csv")))
+    first = [name for name in header if "." in name or name == "gain"][:3]
+    assert first == ["frozen.accuracy", "finetuned.accuracy", "gain"]
+    assert "slower" in {row[0] for row in rows}
+
+    changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
+    assert changed == {
+        "train.finetuned.backbone_lr": {"old": 0.002, "new": 0.0003, "diff": 0.0003 - 0.002}
+    }
+    assert "finetuned.loss" in dvc(project, "metrics", "diff")
+    dvc(project, "plots", "show")
+    page = (project / "dvc_plots/index.html").read_text()
+    for title in ("Accuracy after each epoch", "Frozen, confusion", "Accuracy on each class"):
+        assert title in page
+
+
+def test_a_bad_setting_stops_repro_before_any_work(project):
+    edit(project / "params.yaml", "views: 2", "views: 0")
+    before = (project / "models/frozen.safetensors").read_bytes()
+    output = dvc(project, "repro", "train@frozen", fails=True)
+    assert "error: params.yaml: train.frozen.views = 0: must be" in output
+    assert "Traceback" not in output
+    done = stage(project, "train frozen")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert dvc(project, "checkout", "--quiet") == ""
+    assert (project / "models/frozen.safetensors").read_bytes() == before
+
+
+def test_the_demo_says_what_it_is(capfd):
+    demo.main()
+    output = capfd.readouterr().out
+    assert output.count("its numbers mean nothing") == 2
+    assert "frozen.accuracy" in output

@@ -1,0 +1,193 @@
+"""CIFAR-10 as arrays in memory; batches of it, augmented and scaled whole."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+
+from transfer.command import InputError
+
+# ImageNet's channel means and standard deviations, which the pretrained weights expect
+# (torchvision.transforms._presets.ImageClassification), here on the scale 0 to 255.
+MEAN = torch.tensor([0.485, 0.456, 0.406]) * 255
+STD = torch.tensor([0.229, 0.224, 0.225]) * 255
+
+
+class Split(NamedTuple):
+    """Pictures and their classes: uint8 NHWC (N, H, W, 3), and int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def read_cifar10(source: str) -> tuple[dict[str, Split], list[str]]:
+    """Read CIFAR-10's python version, each file's MD5 checked before it is unpickled.
+
+    `source` is "cifar10", the official data (from the folder that the environment variable
+    ASSETS_DIR names, or downloaded), or a folder in the same layout with a file MD5SUMS, as the
+    command md5sum writes it. Returns {"train": Split, "test": Split} and the class names.
+    Raises InputError when a file is missing or is not what its MD5 says.
+    """
+    if source != "cifar10":
+        return _read(Path(source), _listed_in_md5sums(Path(source)))
+    if assets := os.environ.get("ASSETS_DIR"):
+        return _read(Path(assets) / CIFAR10.base_folder)
+    with tempfile.TemporaryDirectory(prefix="cifar10-") as folder:
+        try:
+            CIFAR10(folder, download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{CIFAR10.url}: the download failed: {error}; try again, or set ASSETS_DIR to a "
+                f"folder that holds {CIFAR10.base_folder}/"
+            ) from None
+        return _read(Path(folder) / CIFAR10.base_folder)
+
+
+def _listed_in_md5sums(folder: Path) -> dict:
+    """The file names and MD5s of `folder`/MD5SUMS, in the form in which torchvision keeps them."""
+    try:
+        lines = (folder / "MD5SUMS").read_text().splitlines()
+        md5 = {name: digest for digest, name in (line.split() for line in lines)}
+        meta, test = md5.pop("batches.meta"), md5.pop("test_batch")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder / 'MD5SUMS'}: must list batches.meta, test_batch and the training batches "
+            f"as md5sum prints them: {error!r}"
+        ) from None
+    return {
+        "train_list": sorted(md5.items()),
+        "test_list": [("test_batch", test)],
+        "meta": CIFAR10.meta | {"md5": meta},
+    }
+
+
+def _read(folder: Path, listed: dict | None = None) -> tuple[dict[str, Split], list[str]]:
+    layout = type("Layout", (CIFAR10,), {"base_folder": folder.name, **(listed or {})})
+    meta = (layout.meta["filename"], layout.meta["md5"])
+    for name, md5 in (*layout.train_list, *layout.test_list, meta):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: is missing")
+        if not check_integrity(str(folder / name), md5):
+            raise InputError(f"{folder / name}: is damaged or altered: its MD5 is not {md5}")
+    sets = {split: layout(folder.parent, train=split == "train") for split in ("train", "test")}
+    splits = {
+        split: Split(torch.from_numpy(data.data), torch.tensor(data.targets))
+        for split, data in sets.items()
+    }
+    return splits, sets["test"].classes
+
+
+def select_classes(split: Split, names: list[str], wanted: list[str]) -> Split:
+    """Only the pictures of the `wanted` classes; labels become indices into `wanted`."""
+    if unknown := [name for name in wanted if name not in names]:
+        raise InputError(f"data.classes: no class {unknown[0]!r}; there are {', '.join(names)}")
+    index = torch.full((len(names),), -1)
+    index[[names.index(name) for name in wanted]] = torch.arange(len(wanted))
+    labels = index[split.labels]
+    return Split(split.images[labels >= 0], labels[labels >= 0])
+
+
+def write_arrays(folder: Path, splits: dict[str, Split], classes: list[str]) -> None:
+    """Write {train,test}_{images,labels}.npy and classes.txt; `folder` appears whole or not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        for name, split in splits.items():
+            for kind, tensor in split._asdict().items():
+                np.save(Path(made, f"{name}_{kind}.npy"), tensor.numpy())
+        Path(made, "classes.txt").write_text("\n".join(classes) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(made, folder)
+
+
+def load_split(folder: Path, name: str) -> Split:
+    """Map the "train" or the "test" split that `write_arrays` wrote into memory."""
+
+    def array(kind: str) -> np.ndarray:
+        path = folder / f"{name}_{kind}.npy"
+        try:
+            return np.load(path, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: {error}; run dvc repro download") from None
+
+    images, labels = array("images"), array("labels")
+    if (
+        images.dtype != np.uint8
+        or labels.dtype != np.int64
+        or images.ndim != 4
+        or images.shape[3] != 3
+        or labels.shape != images.shape[:1]
+    ):
+        raise InputError(
+            f"{folder}/{name}_*.npy: must be uint8 (N, H, W, 3) and int64 (N,), are "
+            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}; "
+            "run dvc repro download"
+        )
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def load_classes(folder: Path) -> list[str]:
+    """The class names in the order of the labels."""
+    try:
+        return (folder / "classes.txt").read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; run dvc repro download") from None
+
+
+def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+    """Part `split` at random into (all but `count` pictures, `count` pictures)."""
+    if count >= len(split.labels):
+        raise InputError(
+            f"data.validation = {count}: must be below the {len(split.labels)} training images"
+        )
+    order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(seed))
+    held, rest = order[:count], order[count:].sort().values
+    return tuple(Split(split.images[part], split.labels[part]) for part in (rest, held))
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The indices 0..count-1 in random order, in full batches; the rest is left out."""
+    if count < batch_size:
+        raise InputError(f"train.batch_size = {batch_size}: there are only {count} training images")
+    order = torch.randperm(count, generator=generator)
+    return order[: count - count % batch_size].split(batch_size)
+
+
+def augment(images: Tensor, index: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """The pictures at `index`, each shifted by up to `crop` pixels and every second one flipped.
+
+    `images` is uint8 NHWC on any device; `generator` draws on the CPU, so the draws are the same
+    on every device. What a shift uncovers is filled by mirroring at the border. One gather does
+    it all. Returns a new uint8 NHWC tensor.
+    """
+    height, width = images.shape[1:3]
+
+    def source(size: int) -> Tensor:
+        shift = torch.randint(-crop, crop + 1, (len(index), 1), generator=generator)
+        position = (torch.arange(size) + shift).abs()
+        return (size - 1) - ((size - 1) - position).abs()
+
+    rows, columns = source(height), source(width)
+    flip = torch.rand((len(index), 1), generator=generator) < 0.5
+    columns = torch.where(flip, columns.flip(1), columns)
+    gather = (index[:, None, None], rows[:, :, None], columns[:, None, :])
+    return images[tuple(i.to(images.device) for i in gather)]
+
+
+def to_input(images: Tensor, size: int) -> Tensor:
+    """uint8 NHWC -> what a backbone takes: float32 NCHW, `size` pixels a side, channels last.
+
+    Normalised with ImageNet's statistics, scaled bilinearly (with antialiasing when it shrinks).
+    """
+    mean, std = MEAN.to(images.device), STD.to(images.device)
+    pictures = ((images.float() - mean) / std).permute(0, 3, 1, 2)
+    return F.interpolate(
+        pictures, size=(size, size), mode="bilinear", antialias=size < images.shape[1]
+    )
