@@ -23,6 +23,9 @@ test: setup  ## run the tests
 demo: setup  ## the pipeline on small generated data in a temporary copy; its numbers mean nothing
 	python -m tools.demo
 
+verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
+	python -m tools.verify
+
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
@@ -34,4 +37,4 @@ lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro test demo plots lint lock
+.PHONY: help setup repro test demo verify plots lint lock

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from transfer import data, evaluation, model, params, training
 from transfer.command import run_stage
@@ -19,7 +20,7 @@ def main() -> None:
     images, labels = data.load_split(ARRAYS, "test")
     labels = labels.numpy()
 
-    scores, recalls, right, bins = {}, {}, {}, []
+    scores, recalls, right = {}, {}, {}
     predictions = {"image": np.arange(len(labels)), "actual": np.array(classes)[labels]}
     for mode in params.MODES:
         path = Path(f"models/{mode}.safetensors")
@@ -27,7 +28,9 @@ def main() -> None:
         model.fill(network, model.load_state(path), str(path))
         if mode == "frozen":
             model.freeze(network.backbone)
-        logits = training.predict(network.to(device), images, settings.model.image_size)
+        logits = training.predict(
+            network.to(device, memory_format=torch.channels_last), images, settings.model.image_size
+        )
         probabilities = logits.double().softmax(1).numpy()
         predicted, confidence = probabilities.argmax(1), probabilities.max(1)
         right[mode] = predicted == labels
@@ -36,12 +39,12 @@ def main() -> None:
             "trainable": model.parameters(network, trainable=True),
         }
         recalls[mode] = evaluation.per_class(predicted, labels, classes)
-        bins += [{"mode": mode} | row for row in evaluation.calibration(confidence, right[mode])]
+        bins = evaluation.calibration(confidence, right[mode])
+        write_csv(METRICS / f"calibration/{mode}.csv", bins)
         predictions[mode] = np.array(classes)[predicted]
         predictions[f"{mode}_confidence"] = confidence.round(4)
 
     write_json(METRICS / "evaluation.json", evaluation.summary(scores, recalls, right))
-    write_csv(METRICS / "calibration.csv", bins)
     write_csv(
         METRICS / "per_class.csv",
         [{"class": name} | {mode: recalls[mode][name] for mode in recalls} for name in classes],

@@ -33,7 +33,8 @@ def test_repro_runs_every_stage_and_logs_plain_lines(reproduced):
     assert sorted(ran(log)) == sorted(STAGES)
     assert "\r" not in log
     assert "frozen epoch 1: train_loss" in log
-    assert set(json.loads((reproduced / "metrics/cost.json").read_text())) == set(STAGES)
+    costs = json.loads((reproduced / "metrics/cost.json").read_text())
+    assert set(costs) == {*STAGES, "machine"}
     assert "up to date" in dvc(reproduced, "repro")
 
 
@@ -108,7 +109,12 @@ def test_an_experiment_is_one_command_and_can_be_compared(project):
     assert "finetuned.loss" in dvc(project, "metrics", "diff")
     dvc(project, "plots", "show")
     page = (project / "dvc_plots/index.html").read_text()
-    for title in ("Accuracy after each epoch", "Frozen, confusion", "Accuracy on each class"):
+    for title in (
+        "Accuracy after each epoch",
+        "Frozen, confusion",
+        "Frozen, accuracy on each class",
+        "like confidence",
+    ):
         assert title in page
 
 

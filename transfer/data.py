@@ -1,8 +1,8 @@
 """CIFAR-10 as arrays in memory; batches of it, augmented and scaled whole."""
 
 import os
-import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,12 +99,15 @@ def write_arrays(folder: Path, splits: dict[str, Split], classes: list[str]) -> 
     """Write {train,test}_{images,labels}.npy and classes.txt; `folder` appears whole or not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        new = Path(made, "new")
+        new.mkdir()
         for name, split in splits.items():
             for kind, tensor in split._asdict().items():
-                np.save(Path(made, f"{name}_{kind}.npy"), tensor.numpy())
-        Path(made, "classes.txt").write_text("\n".join(classes) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(made, folder)
+                np.save(new / f"{name}_{kind}.npy", tensor.numpy())
+        (new / "classes.txt").write_text("\n".join(classes) + "\n")
+        with suppress(FileNotFoundError):
+            folder.rename(Path(made, "old"))
+        new.rename(folder)
 
 
 def load_split(folder: Path, name: str) -> Split:
