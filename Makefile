@@ -26,6 +26,9 @@ demo: setup  ## the pipeline on small generated data in a temporary copy; its nu
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
 
+bench: setup  ## measure what the speed claims rest on; half an hour, after make repro
+	python -m benchmarks.bench
+
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
@@ -37,4 +40,4 @@ lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro test demo verify plots lint lock
+.PHONY: help setup repro test demo verify bench plots lint lock

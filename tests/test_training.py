@@ -122,6 +122,15 @@ def test_a_loss_that_is_not_finite_stops_training(settings, stripes):
         )
 
 
+def test_bf16_changes_nothing_on_the_cpu(settings, stripes):
+    states = []
+    for bf16 in (True, False):
+        train = settings.train.model_copy(update={"bf16": bf16})
+        changed = settings.model_copy(update={"train": train})
+        states.append(run("finetuned", changed, stripes, epochs=1)[0].state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 def test_the_learning_rate_climbs_then_falls():
     shares = [training.slanted_triangle(step, 100) for step in range(100)]
     peak = shares.index(max(shares))

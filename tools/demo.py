@@ -33,10 +33,13 @@ def merge(settings: dict, changes: dict) -> dict:
     }
 
 
-def make_project(folder: Path, train: int = 400, test: int = 200) -> None:
+def make_project(
+    folder: Path, train: int = 400, test: int = 200, settings: dict = SETTINGS
+) -> None:
     """Copy the project without its results into `folder`, a Git repository of its own.
 
-    Its params.yaml has SETTINGS, and its data is a generated set of `train` + `test` pictures.
+    `settings` are merged into its params.yaml; its data, in stripes/, is a generated set of
+    `train` + `test` pictures.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -46,8 +49,8 @@ def make_project(folder: Path, train: int = 400, test: int = 200) -> None:
         if not name.startswith(RESULTS) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    settings = yaml.safe_load((folder / "params.yaml").read_text())
-    text = yaml.safe_dump(merge(settings, SETTINGS), sort_keys=False)
+    document = yaml.safe_load((folder / "params.yaml").read_text())
+    text = yaml.safe_dump(merge(document, settings), sort_keys=False)
     (folder / "params.yaml").write_text(text)
     synthetic.write(folder / "stripes", train, test)
     for command in ("init --quiet", "add --all", "commit --quiet --message generated"):

@@ -18,6 +18,7 @@ CLASSES = [
     "ship",
     "truck",
 ]  # CIFAR-10's names, for stripes at 0, 18, ... 162 degrees
+FILE = 10_000  # pictures at most, as in CIFAR-10
 
 
 def pictures(count: int, seed: int) -> tuple[np.ndarray, list[int]]:
@@ -36,10 +37,11 @@ def pictures(count: int, seed: int) -> tuple[np.ndarray, list[int]]:
 
 
 def write(folder: Path, train: int, test: int) -> None:
-    """Write data_batch_1, test_batch, batches.meta and their MD5SUMS into `folder`."""
+    """Write data_batch_1, ..., test_batch, batches.meta and their MD5SUMS into `folder`."""
     folder.mkdir(parents=True)
-    for name, count, seed in (("data_batch_1", train, 1), ("test_batch", test, 2)):
-        images, labels = pictures(count, seed)
+    parts = {f"data_batch_{n + 1}": train - n * FILE for n in range(-(-train // FILE))}
+    for seed, (name, left) in enumerate((parts | {"test_batch": test}).items()):
+        images, labels = pictures(min(left, FILE), seed)
         (folder / name).write_bytes(pickle.dumps({"data": images, "labels": labels}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -84,16 +84,20 @@ def broken_promises(clone: Path, lock: dict[str, dict]) -> list[str]:
     """Where dvc.lock does not fit the committed files, or itself: no run is needed to see it."""
     with dvc(clone, "status", "--json", stdout=subprocess.PIPE) as child:
         status = json.loads(child.communicate()[0] or "{}")
-    found = []
-    for stage, entries in status.items():
-        for entry in entries:
-            for what, paths in entry.items() if isinstance(entry, dict) else [(entry, {"": ""})]:
-                # What DVC keeps in its cache is not in the clone yet; that it lacks is no fault.
-                found += [
-                    f"{stage}: {what}: {path} {state}".rstrip()
-                    for path, state in paths.items()
-                    if state != "deleted"
-                ]
+    changes = [
+        (stage, what, path, state)
+        for stage, entries in status.items()
+        for entry in entries
+        for what, paths in (entry if isinstance(entry, dict) else {entry: {"": ""}}).items()
+        for path, state in paths.items()
+    ]
+    # DVC's cache is not in the clone, so neither are the outputs that it keeps: no fault.
+    cached = {path for *_, path, state in changes if state == "not in cache"}
+    found = [
+        f"{stage}: {what}: {path} {state}".rstrip()
+        for stage, what, path, state in changes
+        if not cached & {path, *map(str, Path(path).parents)}
+    ]
     made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
     for stage, entry in lock.items():
         found += [

@@ -62,6 +62,7 @@ class Finetuned(Section):
 
 class Train(Section):
     device: Literal["auto", "cpu", "cuda"]
+    bf16: bool
     threads: Annotated[int, Field(ge=1, le=256)]
     batch_size: Annotated[int, Field(ge=2, le=4096)]
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]

@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -49,6 +49,12 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
+def autocast(device: torch.device, params: Params) -> torch.autocast:
+    """bfloat16 where `params` ask for it and torch holds it safe, on a GPU; the CPU is exact."""
+    enabled = params.train.bf16 and device.type == "cuda"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
 def augmented(data: Split, params: Params, epoch: int) -> Batches:
     """One epoch of (input NCHW, label) batches, each picture augmented anew."""
     draws = generator(params.seed, 0, epoch)
@@ -70,7 +76,8 @@ def cached_views(backbone: nn.Module, data: Split, params: Params) -> Callable[[
     @torch.inference_mode()
     def features(index: Tensor, draws: torch.Generator) -> Tensor:
         images = augment(data.images, index, params.train.crop, draws)
-        return backbone(to_input(images, params.model.image_size))
+        with autocast(images.device, params):
+            return backbone(to_input(images, params.model.image_size))
 
     @functools.cache
     def view(number: int) -> Tensor:
@@ -130,6 +137,40 @@ def slanted_triangle(step: int, steps: int) -> float:
     return min((step + 1) / peak, (steps - step) / (steps - peak + 1))
 
 
+def one_epoch(
+    name: str,
+    learner: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    params: Params,
+) -> tuple[float, float]:
+    """Take one step on each batch (what `learner` takes, label); returns mean loss and accuracy.
+
+    Raises InputError, in which `name` says which epoch it is, when the loss is not finite.
+    """
+    learner.train()
+    total_loss, right, seen = 0, 0, 0
+    for step, (x, labels) in enumerate(batches, 1):
+        with autocast(x.device, params):
+            logits = learner(x)
+            loss = F.cross_entropy(logits, labels, label_smoothing=params.train.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total_loss += loss.detach() * len(labels)
+        right += (logits.argmax(1) == labels).sum()
+        seen += len(labels)
+        if not torch.isfinite(loss):
+            rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups[::2])
+            raise InputError(
+                f"{name}, step {step}: the loss is {loss.item()} at learning rates {rates}; "
+                "lower them in params.yaml"
+            )
+    return (total_loss / seen).item(), (right / seen).item()
+
+
 def train(
     model: nn.Sequential,
     mode: str,
@@ -158,33 +199,16 @@ def train(
         optimizer, functools.partial(slanted_triangle, steps=epoch_steps * settings.epochs)
     )
     for epoch in range(settings.epochs):
-        learner.train()
-        total_loss, right, seen = torch.zeros(3, device=device)
         name = f"{mode} epoch {epoch + 1}/{settings.epochs}"
         bar = tqdm(batches(epoch), name, epoch_steps, leave=False, disable=None)
-        for step, (x, labels) in enumerate(bar):
-            logits = learner(x)
-            loss = F.cross_entropy(logits, labels, label_smoothing=params.train.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total_loss += loss.detach() * len(labels)
-            right += (logits.argmax(1) == labels).sum()
-            seen += len(labels)
-            if not torch.isfinite(loss):
-                rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups[::2])
-                raise InputError(
-                    f"{name}, step {step + 1}: the loss is {loss.item()} at learning rates "
-                    f"{rates}; lower those of train.{mode}"
-                )
+        loss, accuracy = one_epoch(name, learner, bar, optimizer, schedule, params)
         logits = predict(model, held_out.images, params.model.image_size)
         labels = held_out.labels.cpu()
         log(
             epoch + 1,
             {
-                "train_loss": (total_loss / seen).item(),
-                "train_accuracy": (right / seen).item(),
+                "train_loss": loss,
+                "train_accuracy": accuracy,
                 "validation_loss": F.cross_entropy(logits, labels).item(),
                 "validation_accuracy": (logits.argmax(1) == labels).double().mean().item(),
             },
