@@ -40,7 +40,7 @@ def write(folder: Path, train: int, test: int) -> None:
     """Write data_batch_1, ..., test_batch, batches.meta and their MD5SUMS into `folder`."""
     folder.mkdir(parents=True)
     parts = {f"data_batch_{n + 1}": train - n * FILE for n in range(-(-train // FILE))}
-    for seed, (name, left) in enumerate((parts | {"test_batch": test}).items()):
+    for seed, (name, left) in enumerate((parts | {"test_batch": test}).items(), 1):
         images, labels = pictures(min(left, FILE), seed)
         (folder / name).write_bytes(pickle.dumps({"data": images, "labels": labels}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))

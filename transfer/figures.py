@@ -127,7 +127,9 @@ def per_class(accuracy: dict[str, np.ndarray], classes: list[str]) -> plt.Figure
     frozen, finetuned = (accuracy[mode][order] for mode in ("frozen", "finetuned"))
     axes.hlines(y, frozen, finetuned, color="0.75", linewidth=3, zorder=1)
     for mode, marker in (("frozen", "o"), ("finetuned", "s")):
-        axes.scatter(accuracy[mode][order], y, 70, COLOURS[mode], marker, label=mode, zorder=2)
+        axes.scatter(
+            accuracy[mode][order], y, 70, COLOURS[mode], marker=marker, label=mode, zorder=2
+        )
     for position, before, after in zip(y, frozen, finetuned, strict=True):
         axes.annotate(
             f"{100 * (after - before):+.1f}", (max(before, after), position), (9, 0),
