@@ -1,8 +1,8 @@
 """The pipeline's own training: `python -m benchmarks.ours MODE IMAGES EPOCHS IMAGE_SIZE SEED`.
 
 Prints JSON: the images per second, the seconds that training took in all, with the frozen
-features' computation, and the accuracy on the test set. `python -m benchmarks.ours step` compares
-the step of fine-tuning on augmented images with the same step on one batch in memory.
+features' computation, and the accuracy on the test set. `python -m benchmarks.ours step THREADS`
+compares the step of fine-tuning on augmented images with the same step on one batch in memory.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from transfer import data, model, params, training
 from transfer.params import Params
 
 ARRAYS = Path("data/cifar10")  # of the stage `download`
-STEPS, ROUNDS = 20, 7
+STEPS, ROUNDS = 10, 5
 
 
 def prepare(settings: Params) -> tuple[torch.device, torch.nn.Sequential]:
@@ -52,10 +52,11 @@ def main(mode: str, images: int, epochs: int, image_size: int, seed: int) -> dic
     }
 
 
-def step() -> dict[str, list[float]]:
+def step(threads: int) -> dict[str, list[float]]:
     """Images per second of STEPS steps, in turns: on augmented images, and on one batch kept."""
     settings = params.load()
     device, network = prepare(settings)
+    torch.set_num_threads(threads)
     network.to(device, memory_format=torch.channels_last)
     optimizer = training.optimizer_for(network, "finetuned", settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1e-3)
@@ -77,5 +78,5 @@ def step() -> dict[str, list[float]]:
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    result = step() if command == "step" else main(command, *map(int, arguments))
-    print(json.dumps(result))
+    numbers = map(int, arguments)
+    print(json.dumps(step(*numbers) if command == "step" else main(command, *numbers)))

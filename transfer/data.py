@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
+from torchvision.transforms.v2.functional import resize
 
 from transfer.command import InputError
 
@@ -187,10 +187,9 @@ def augment(images: Tensor, index: Tensor, crop: int, generator: torch.Generator
 def to_input(images: Tensor, size: int) -> Tensor:
     """uint8 NHWC -> what a backbone takes: float32 NCHW, `size` pixels a side, channels last.
 
-    Normalised with ImageNet's statistics, scaled bilinearly (with antialiasing when it shrinks).
+    Scaled bilinearly (with antialiasing when it shrinks) and rounded to uint8, as PIL does, which
+    is several times as fast as in float32; then normalised with ImageNet's statistics.
     """
-    mean, std = MEAN.to(images.device), STD.to(images.device)
-    pictures = ((images.float() - mean) / std).permute(0, 3, 1, 2)
-    return F.interpolate(
-        pictures, size=(size, size), mode="bilinear", antialias=size < images.shape[1]
-    )
+    pictures = resize(images.permute(0, 3, 1, 2), [size, size])
+    mean, std = (t.to(images.device).view(3, 1, 1) for t in (MEAN, STD))
+    return torch.addcmul(-mean / std, pictures, 1 / std)  # (pictures - mean) / std, in one pass
