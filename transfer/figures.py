@@ -74,17 +74,18 @@ def first_batch(
 def learning_curves(curves: dict[str, dict[str, np.ndarray]]) -> plt.Figure:
     """Accuracy and loss after each epoch; `curves[mode]` has train_… and validation_… arrays."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for axes, name, unit in zip(panels, ("accuracy", "loss"), ("", " (nats)"), strict=True):
+    titles = ("Accuracy", "Loss (nats; in training with smoothed labels)")
+    for axes, name, title in zip(panels, ("accuracy", "loss"), titles, strict=True):
         for mode, values in curves.items():
             for part, style in (("validation", "-"), ("train", ":")):
                 y = values[f"{part}_{name}"]
                 marker = "os"[list(curves).index(mode)] if part == "validation" else None
-                seen = "held out" if part == "validation" else "training"
+                seen = "held out" if part == "validation" else "training (augmented)"
                 axes.plot(
                     np.arange(1, len(y) + 1), y, style, color=COLOURS[mode], marker=marker,
                     markersize=4, label=f"{mode}, {seen}",
                 )  # fmt: skip
-        axes.set_title(name.capitalize() + unit)
+        axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
