@@ -176,6 +176,7 @@ def test_the_clone_is_kept_on_request(project):
     [clone] = (project.parent / "scratch").glob("verify-*/clone")
     assert code == 0
     assert f"The clone is kept in {clone}" in out
+    assert "frozen.accuracy" not in out  # it was not measured again
     assert (clone / "data/cifar10/train_images.npy").exists()
 
 

@@ -142,8 +142,9 @@ def verify(folder: Path, stage: str | None, tolerance: float, clone: Path) -> di
 
     new_lock, cost = read_lock(clone), read_json(clone / COST)
     ran = [name for name in cost if name in new_lock]
-    metrics, good = compare_metrics(old_metrics, read_json(clone / METRICS), tolerance)
-    good &= "evaluate" in ran
+    metrics, good = [], False
+    if "evaluate" in ran:
+        metrics, good = compare_metrics(old_metrics, read_json(clone / METRICS), tolerance)
     outputs = []
     for name in ran:
         old = {out["path"]: out["md5"] for out in lock.get(name, {}).get("outs", [])}
@@ -172,7 +173,7 @@ def verify(folder: Path, stage: str | None, tolerance: float, clone: Path) -> di
 
 
 HEADLINE = {
-    IDENTICAL: "Every output is the committed one, byte for byte.",
+    IDENTICAL: "Every output that was made again is the committed one, byte for byte.",
     WITHIN: (
         "NOTICE: some bytes differ, as on another kind of CPU or with other package versions; "
         "every accuracy is within {tolerance} of the committed one."
@@ -215,7 +216,7 @@ def report(certificate: dict) -> str:
             "",
             *table(("stage", "output", "verdict", "seconds"), outputs),
             "",
-            *table(("metric", "committed", "again", "difference"), metrics),
+            *(table(("metric", "committed", "again", "difference"), metrics) if metrics else []),
             "",
             *table(("machine", "committed on", "verified on"), machines),
             "",
