@@ -151,7 +151,7 @@ def picture(results: dict) -> plt.Figure:
             left.barh(place, seconds, 0.36, color=colour)
             left.text(seconds * 1.1, place, f"{name}, {seconds:.1f} s", va="center")
     left.set_xscale("log")
-    left.set_xlim(1, 20 * left.get_xlim()[1])
+    left.set_xlim(0.1, 50 * left.get_xlim()[1])
     left.set_yticks([0.19, 1.19], labels)
     left.set_title("Seconds to the accuracy of a notebook's epoch")
     images = 50_000 * np.array(SHARES)

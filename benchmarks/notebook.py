@@ -40,7 +40,7 @@ def main(mode: str, images: int) -> dict[str, float]:
     model.fill(backbone, model.pretrained(settings.model.name, weights), weights)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10))
     network = nn.Sequential(backbone, head).to(device)
-    network(torch.zeros(1, 3, 224, 224, device=device))  # LazyLinear learns its width
+    network.eval()(torch.zeros(1, 3, 224, 224, device=device))  # LazyLinear learns its width
     network.train()
     if mode == "frozen":
         model.freeze(backbone)
