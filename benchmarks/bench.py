@@ -13,17 +13,14 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 
 from tools import demo
-from transfer import params
+from transfer import figures, params
 from transfer.command import InputError, exit_cleanly, machine
 from transfer.description import table
-from transfer.files import replacing, write_json
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from transfer.files import write_json
 
 FOLDER = Path(__file__).parent
 REPEATS = 3
@@ -153,7 +150,7 @@ def picture(results: dict) -> plt.Figure:
     left.set_xscale("log")
     left.set_xlim(0.1, 50 * left.get_xlim()[1])
     left.set_yticks([0.19, 1.19], labels)
-    left.set_title("Seconds to the accuracy of a notebook's epoch")
+    left.set_title("Seconds to a notebook's accuracy")
     images = 50_000 * np.array(SHARES)
     for axes, key, title in ((middle, "seconds", "Seconds"), (right, "peak_mib", "Peak MiB")):
         for stage in results["growth"]["1.0"]:
@@ -162,9 +159,7 @@ def picture(results: dict) -> plt.Figure:
         axes.set_title(f"{title} of each stage")
         axes.set_xlabel("training images")
         axes.set_ylim(0)
-    middle.legend(frameon=False)
-    for axes in (left, middle, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    middle.legend()
     return figure
 
 
@@ -229,8 +224,7 @@ def main() -> None:
         "growth": growth(),
     }
     write_json(FOLDER / "results.json", results)
-    with replacing(FOLDER / "results.png") as partial:
-        picture(results).savefig(partial, dpi=110, metadata={"Software": None})
+    figures.save(picture(results), FOLDER / "results.png")
     print(report(results))
 
 

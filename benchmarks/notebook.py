@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
+from benchmarks.ours import pretrained
 from transfer import model, params
 
 WARM_UP = 5  # batches before the clock for the images per second starts
@@ -35,15 +36,11 @@ def main(mode: str, images: int) -> dict[str, float]:
     torch.set_num_threads(settings.train.threads)
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = model.cut(model.classifier(settings.model.name), settings.model.blocks)
-    weights = settings.model.weights
-    model.fill(backbone, model.pretrained(settings.model.name, weights), weights)
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10))
-    network = nn.Sequential(backbone, head).to(device)
-    network.eval()(torch.zeros(1, 3, 224, 224, device=device))  # LazyLinear learns its width
+    linear = settings.model.model_copy(update={"head": "linear"})  # after global pooling
+    network = pretrained(linear).to(device)
     network.train()
     if mode == "frozen":
-        model.freeze(backbone)
+        model.freeze(network.backbone)
     optimizer = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=1e-3)
     start = time.perf_counter()
     for batch, (x, labels) in enumerate(loader(True, images)):

@@ -14,19 +14,24 @@ from pathlib import Path
 import torch
 
 from transfer import data, model, params, training
-from transfer.params import Params
+from transfer.params import Model, Params
 
 ARRAYS = Path("data/cifar10")  # of the stage `download`
 STEPS, ROUNDS = 10, 5
 
 
+def pretrained(settings: Model) -> torch.nn.Sequential:
+    """The network that `settings` describe, its backbone pretrained, its head random."""
+    network = model.build(settings, 10)
+    state = model.pretrained(settings.name, settings.weights)
+    model.fill(network.backbone, state, settings.weights)
+    return network
+
+
 def prepare(settings: Params) -> tuple[torch.device, torch.nn.Sequential]:
     device = training.set_up(settings.train.device, settings.train.threads)
     torch.manual_seed(settings.seed)
-    network = model.build(settings.model, 10)
-    weights = settings.model.weights
-    model.fill(network.backbone, model.pretrained(settings.model.name, weights), weights)
-    return device, network
+    return device, pretrained(settings.model)
 
 
 def main(mode: str, images: int, epochs: int, image_size: int, seed: int) -> dict[str, float]:
