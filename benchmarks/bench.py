@@ -18,8 +18,9 @@ from matplotlib import pyplot as plt
 
 from tools import demo
 from transfer import figures, params
-from transfer.command import InputError, exit_cleanly, machine
+from transfer.command import machine
 from transfer.description import table
+from transfer.errors import InputError, exit_cleanly
 from transfer.files import write_json
 
 FOLDER = Path(__file__).parent

@@ -41,8 +41,9 @@ def main(mode: str, images: int, epochs: int, image_size: int, seed: int) -> dic
     document["train"][mode]["epochs"] = epochs
     settings = Params.model_validate(document)
     device, network = prepare(settings)
-    split = data.Split(*(t[:images] for t in data.load_split(ARRAYS, "train")))
-    test = data.load_split(ARRAYS, "test")
+    classes = data.load_classes(ARRAYS)
+    split = data.Split(*(t[:images] for t in data.load_split(ARRAYS, "train", classes)))
+    test = data.load_split(ARRAYS, "test", classes)
     one = data.Split(
         *(t[:1] for t in split)
     )  # training reports on held-out images; not ours to time
@@ -65,8 +66,10 @@ def step(threads: int) -> dict[str, list[float]]:
     network.to(device, memory_format=torch.channels_last)
     optimizer = training.optimizer_for(network, "finetuned", settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1e-3)
-    split = data.Split(*(t.to(device) for t in data.load_split(ARRAYS, "train")))
-    batches = training.augmented(split, settings, 0)
+    arrays = data.load_split(ARRAYS, "train", data.load_classes(ARRAYS))
+    split = data.Split(*(t.to(device) for t in arrays))
+    last = settings.train.finetuned.epochs - 1  # of full-sized pictures
+    batches = training.augmented(split, settings, last)
     kept = next(batches)
     rates = {"augmented": [], "in memory": []}
     for _ in range(ROUNDS + 1):

@@ -1,4 +1,4 @@
-"""Stage `download`: CIFAR-10, checked, as uint8 arrays in data/cifar10/."""
+"""Stage `download`: CIFAR-10 or one's own pictures, checked, as uint8 arrays in data/cifar10/."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ from transfer.command import run_stage
 
 
 def main() -> None:
-    settings = params.load().data
-    splits, classes = data.read_cifar10(settings.source)
-    if settings.classes:
+    settings = params.load()
+    splits, classes = data.read_source(settings.data.source, settings.model.image_size)
+    if wanted := settings.data.classes:
         splits = {
-            name: data.select_classes(split, classes, settings.classes)
-            for name, split in splits.items()
+            name: data.select_classes(split, classes, wanted) for name, split in splits.items()
         }
-        classes = settings.classes
+        classes = wanted
+    for name, split in splits.items():
+        data.require_all(split, classes, f"data.source = {settings.data.source}: {name}")
     data.write_arrays(Path("data/cifar10"), splits, classes)
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     settings = params.load()
     device = training.set_up(settings.train.device, settings.train.threads)
     classes = data.load_classes(ARRAYS)
-    images, labels = data.load_split(ARRAYS, "test")
+    images, labels = data.load_split(ARRAYS, "test", classes)
     labels = labels.numpy()
 
     scores, recalls, right = {}, {}, {}

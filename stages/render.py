@@ -1,40 +1,51 @@
 """Stage `render`: the pictures in figures/."""
 
-import csv
+import math
 from pathlib import Path
 
 import numpy as np
 
 from transfer import data, figures, params
 from transfer.command import run_stage
+from transfer.errors import InputError
+from transfer.files import read_csv
 
 ARRAYS = Path("data/cifar10")
 METRICS = Path("metrics")
 FIGURES = Path("figures")
+PARTS = ("train", "validation")  # of the training images, as the curves name them
 
 
-def read(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter=delimiter))
+def number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
 
 
 def main() -> None:
     count = params.load().evaluate.batch_size
     classes = data.load_classes(ARRAYS)
-    images = data.load_split(ARRAYS, "test").images[:count].numpy()
-    predictions = read(METRICS / "predictions.csv")
+    pictures = data.load_split(ARRAYS, "test", classes)
+    path = METRICS / "predictions.csv"
+    columns = dict.fromkeys(("actual", *params.MODES), classes.index)
+    columns |= {f"{mode}_confidence": number for mode in params.MODES}
+    predictions = read_csv(path, columns)
+    if predictions["actual"] != pictures.labels.tolist():
+        raise InputError(f"{path}: its true classes are not those of the test set; run dvc repro")
     curves, matrices, accuracy = {}, {}, {}
     for mode in params.MODES:
+        folder = METRICS / "curves" / mode / "plots" / "metrics"
         curves[mode] = {
-            path.stem: np.array([float(row[path.stem]) for row in read(path, "\t")])
-            for path in (METRICS / "curves" / mode / "plots" / "metrics").glob("*.tsv")
+            name: read_csv(folder / f"{name}.tsv", {name: number}, "\t")[name]
+            for name in (f"{part}_{what}" for part in PARTS for what in ("accuracy", "loss"))
         }
         matrices[mode] = np.zeros((len(classes), len(classes)), int)
-        for row in predictions:
-            matrices[mode][classes.index(row["actual"]), classes.index(row[mode])] += 1
+        np.add.at(matrices[mode], (predictions["actual"], predictions[mode]), 1)
         accuracy[mode] = matrices[mode].diagonal() / matrices[mode].sum(1)
+    first = {name: values[:count] for name, values in predictions.items()}
     drawn = {
-        "first_batch": figures.first_batch(images, predictions[:count], list(params.MODES)),
+        "first_batch": figures.first_batch(pictures.images[:count].numpy(), first, classes),
         "learning_curves": figures.learning_curves(curves),
         "confusion": figures.confusion(matrices, classes),
         "per_class": figures.per_class(accuracy, classes),

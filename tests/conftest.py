@@ -1,5 +1,6 @@
 """Small generated data in CIFAR-10's own format, and the pipeline run on it once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from transfer import params
 from transfer.params import Params
 
 torch.set_num_threads(1)
+# Tests run side by side: a thread that waits must not keep a core busy.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 ROOT = Path(__file__).parents[1]
 
 

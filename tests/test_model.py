@@ -4,8 +4,8 @@ import torchvision
 from conftest import ROOT
 from torch import nn
 
-from transfer import description, model, params
-from transfer.command import InputError
+from transfer import data, description, model, params, training
+from transfer.errors import InputError
 
 
 @pytest.fixture
@@ -58,6 +58,65 @@ def test_the_worked_example_learns_1026_parameters(mobilenet):
     assert model.parameters(network, trainable=True) == 512 * 2 + 2
     assert isinstance(network.head[-1], nn.Linear)
     assert network.head[-1].out_features == 2
+
+
+CLASSIFIERS = [
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet50",
+    "efficientnet_b0",
+    "vgg11_bn",
+    "densenet121",
+    "convnext_tiny",
+    "regnet_y_400mf",
+    "shufflenet_v2_x1_0",
+    "squeezenet1_1",
+]
+
+
+@pytest.mark.parametrize("mode", params.MODES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_any_classifier_takes_a_step(settings, name, mode):
+    changed = settings.model_dump()
+    changed["model"] |= {"name": name, "blocks": None, "head": "linear"}
+    changed["train"] |= {"batch_size": 4}
+    for part in params.MODES:
+        changed["train"][part]["epochs"] = 1
+    changed["train"]["finetuned"]["first_size"] = 1.0
+    pictures = data.Split(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8), torch.arange(4))
+    settings = params.Params.model_validate(changed)
+    network = model.build(settings.model, 10)
+    for module in network.backbone.modules():  # so that random weights pass something on
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    many = torch.randint(0, 256, (32, 32, 32, 3), dtype=torch.uint8)
+    network.train()(data.to_input(many, 32))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    device = training.set_up("cpu", 1)
+    training.train(network, mode, pictures, pictures, settings, device, lambda *_: None)
+    moved = {
+        key.partition(".")[0]
+        for key, value in network.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
+    assert moved == ({"head"} if mode == "frozen" else {"backbone", "head"})
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18", "squeezenet1_1"])
+def test_a_classifier_can_be_cut_after_any_block(settings, name):
+    names = list(model.feature_blocks(model.classifier(name)))
+    whole = model.cut(with_weights(name), None).eval()
+    picture = torch.randn(1, 3, 64, 64)
+    outputs = {}
+    for block in names:
+        whole.get_submodule(block).register_forward_hook(
+            lambda _, __, output, block=block: outputs.update({block: output.clone()})
+        )
+    whole(picture)
+    for count, block in enumerate(names, 1):
+        assert torch.equal(model.cut(with_weights(name), count).eval()(picture), outputs[block])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from tools.demo import merge
 from transfer import params
-from transfer.command import InputError
+from transfer.errors import InputError
 
 GOOD = (ROOT / "params.yaml").read_text()
 

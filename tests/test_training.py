@@ -3,7 +3,7 @@ import torch
 
 from tools import synthetic
 from transfer import data, model, training
-from transfer.command import InputError
+from transfer.errors import InputError
 
 
 def run(mode, settings, batches, seed=0, **changes):
@@ -60,9 +60,9 @@ def test_the_backbone_learns_at_its_own_lower_rate(settings, stripes):
     assert finetuned.backbone_lr < finetuned.head_lr
 
 
-@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
-def test_training_learns(settings, stripes, mode):
-    _, _, logged = run(mode, settings, stripes, epochs=12)
+@pytest.mark.parametrize(("mode", "changes"), [("frozen", {}), ("finetuned", {"first_size": 1.0})])
+def test_training_learns(settings, stripes, mode, changes):
+    _, _, logged = run(mode, settings, stripes, epochs=12, **changes)
     assert logged[-1][1]["train_accuracy"] > 0.5  # chance is 0.1
     assert logged[-1][1]["train_loss"] < logged[0][1]["train_loss"]
 
@@ -111,15 +111,21 @@ def test_a_cached_view_is_what_the_backbone_says(settings, stripes, monkeypatch)
     assert (labels == split.labels[order]).all()
 
 
-def test_a_loss_that_is_not_finite_stops_training(settings, stripes):
-    split = data.read_cifar10(str(stripes))[0]["train"]
-    network = model.build(settings.model, 10)
-    with torch.no_grad():
-        network.head[-1].bias.fill_(float("inf"))
-    with pytest.raises(InputError, match=r"frozen epoch 1/3, step 1: the loss is nan.*0\.00"):
-        training.train(
-            network, "frozen", split, split, settings, torch.device("cpu"), lambda *_: None
-        )
+def test_more_pictures_a_batch_than_there_are_is_refused(settings, stripes):
+    train = settings.train.model_copy(update={"batch_size": 321})
+    with pytest.raises(InputError, match=r"train\.batch_size = 321.*only 320 training images"):
+        run("frozen", settings.model_copy(update={"train": train}), stripes)
+
+
+def test_pictures_grow_to_their_full_size(settings):
+    sizes = [training.picture_size(settings, "finetuned", epoch) for epoch in range(3)]
+    assert sizes == [16, 32, 32]
+    large = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"image_size": 100})}
+    )
+    sizes = [training.picture_size(large, "finetuned", epoch) for epoch in range(3)]
+    assert sizes == [48, 80, 100]
+    assert [training.picture_size(large, "frozen", epoch) for epoch in range(3)] == [100] * 3
 
 
 def test_bf16_changes_nothing_on_the_cpu(settings, stripes):

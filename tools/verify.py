@@ -19,7 +19,8 @@ from pathlib import Path
 import yaml
 
 from tools.demo import environment
-from transfer.command import COST, InputError, machine
+from transfer.command import COST, machine
+from transfer.errors import InputError
 from transfer.files import write_json, write_text
 
 METRICS = "metrics/evaluation.json"

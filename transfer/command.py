@@ -1,4 +1,4 @@
-"""How a command of this project runs: errors in one line, its cost written down."""
+"""How a stage runs: ended with DVC, errors in one line, its cost written down."""
 
 import importlib.metadata
 import json
@@ -13,21 +13,12 @@ from pathlib import Path
 
 import torch
 
+from transfer.errors import end_with_parent, exit_cleanly
 from transfer.files import write_json
 
 COST = Path("metrics/cost.json")
-
-
-class InputError(Exception):
-    """Something given to the program is wrong. The message is one line: where, what, what to do."""
-
-
-def exit_cleanly(main: Callable[[], None]) -> None:
-    """Run `main`; an InputError becomes one line on stderr and exit status 1."""
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+# What pins the instructions that torch, oneDNN and MKL compute with.
+PINS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 
 
 def machine() -> dict[str, str | int]:
@@ -40,6 +31,8 @@ def machine() -> dict[str, str | int]:
     return {
         "cpu": cpu,
         "instruction set": torch.backends.cpu.get_cpu_capability(),
+        **{name: os.environ[name] for name in PINS if name in os.environ},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -52,14 +45,21 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
 
     So is the machine that it ran on: the file is a record, not a reproducible result.
     """
-    start = time.perf_counter()
-    exit_cleanly(main)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2) there
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    try:
-        costs = json.loads(COST.read_text())
-    except (OSError, ValueError):
-        costs = {}
-    costs.pop("machine", None)
-    costs[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // 2**20}
-    write_json(COST, costs | {"machine": machine()})
+
+    def stage() -> None:
+        start = time.perf_counter()
+        main()
+        if os.environ.get("RANK", "0") != "0":
+            return  # torchrun started several processes: the first one writes
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2) there
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        try:
+            costs = dict(json.loads(COST.read_text()))
+        except (OSError, ValueError, TypeError):
+            costs = {}
+        costs.pop("machine", None)
+        costs[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // 2**20}
+        write_json(COST, costs | {"machine": machine()})
+
+    end_with_parent()
+    exit_cleanly(stage)

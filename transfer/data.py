@@ -2,18 +2,20 @@
 
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2.functional import resize
+from tqdm import tqdm
 
-from transfer.command import InputError
+from transfer.errors import InputError
+from transfer.files import replacing, sha256
 
 # ImageNet's channel means and standard deviations, which the pretrained weights expect
 # (torchvision.transforms._presets.ImageClassification), here on the scale 0 to 255.
@@ -85,6 +87,64 @@ def _read(folder: Path, listed: dict | None = None) -> tuple[dict[str, Split], l
     return splits, sets["test"].classes
 
 
+def read_picture(path: str | Path, size: int) -> np.ndarray:
+    """The picture at `path` as uint8 (size, size, 3): its middle, upright, in RGB, on white.
+
+    Raises InputError when it is damaged or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
+            image = ImageOps.exif_transpose(image).convert("RGBA")
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: is empty, damaged or no picture") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: is damaged or no picture: {error}") from None
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+
+
+def read_folder(folder: Path, size: int) -> tuple[dict[str, Split], list[str]]:
+    """Read pictures in torchvision's ImageFolder layout: {train,test}/CLASS/PICTURE.
+
+    Returns {"train": Split, "test": Split}, all pictures `size` pixels a side, and the class
+    names. Hidden files do not count. Raises InputError, which names up to ten files that are
+    damaged or no pictures, or what the layout lacks.
+    """
+    splits, classes, bad = {}, None, []
+    for name in ("train", "test"):
+        try:
+            found = ImageFolder(folder / name, is_valid_file=lambda path: "/." not in path)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{folder / name}: must hold a folder of pictures for each class: {error}"
+            ) from None
+        if classes not in (None, found.classes):
+            raise InputError(f"{folder}: train has {classes}, but test has {found.classes}")
+        classes, images = found.classes, []
+        for path, _ in tqdm(found.samples, str(folder / name), leave=False, disable=None):
+            try:
+                images.append(read_picture(path, size))
+            except InputError as error:
+                bad.append(str(error))
+        if not bad:
+            splits[name] = Split(
+                torch.from_numpy(np.stack(images)), torch.tensor(found.targets, dtype=torch.long)
+            )
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise InputError("; ".join(bad[:10]) + more)
+    return splits, classes
+
+
+def read_source(source: str, size: int) -> tuple[dict[str, Split], list[str]]:
+    """Read what `data.source` names: pictures of one's own, `size` pixels a side, or CIFAR-10."""
+    if Path(source, "train").is_dir():
+        return read_folder(Path(source), size)
+    return read_cifar10(source)
+
+
 def select_classes(split: Split, names: list[str], wanted: list[str]) -> Split:
     """Only the pictures of the `wanted` classes; labels become indices into `wanted`."""
     if unknown := [name for name in wanted if name not in names]:
@@ -96,52 +156,57 @@ def select_classes(split: Split, names: list[str], wanted: list[str]) -> Split:
 
 
 def write_arrays(folder: Path, splits: dict[str, Split], classes: list[str]) -> None:
-    """Write {train,test}_{images,labels}.npy and classes.txt; `folder` appears whole or not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-        new = Path(made, "new")
+    """Write {train,test}_{images,labels}.npy, classes.txt and SHA256SUMS of them into `folder`."""
+    with replacing(folder) as new:
         new.mkdir()
         for name, split in splits.items():
             for kind, tensor in split._asdict().items():
                 np.save(new / f"{name}_{kind}.npy", tensor.numpy())
         (new / "classes.txt").write_text("\n".join(classes) + "\n")
-        with suppress(FileNotFoundError):
-            folder.rename(Path(made, "old"))
-        new.rename(folder)
+        lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(new.iterdir())]
+        (new / "SHA256SUMS").write_text("".join(lines))
 
 
-def load_split(folder: Path, name: str) -> Split:
-    """Map the "train" or the "test" split that `write_arrays` wrote into memory."""
-
-    def array(kind: str) -> np.ndarray:
-        path = folder / f"{name}_{kind}.npy"
-        try:
-            return np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: {error}; run dvc repro download") from None
-
-    images, labels = array("images"), array("labels")
-    if (
-        images.dtype != np.uint8
-        or labels.dtype != np.int64
-        or images.ndim != 4
-        or images.shape[3] != 3
-        or labels.shape != images.shape[:1]
-    ):
+def _checked(path: Path) -> Path:
+    """`path`, if it holds what `write_arrays` wrote to it."""
+    try:
+        listed = (path.parent / "SHA256SUMS").read_bytes().splitlines()
+        good = f"{sha256(path)}  {path.name}".encode() in listed
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; run dvc repro download") from None
+    if not good:
         raise InputError(
-            f"{folder}/{name}_*.npy: must be uint8 (N, H, W, 3) and int64 (N,), are "
-            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}; "
+            f"{path}: is damaged or altered: its sha256 is not in SHA256SUMS; "
             "run dvc repro download"
         )
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return path
+
+
+def load_split(folder: Path, name: str, classes: list[str]) -> Split:
+    """Map the "train" or the "test" split that `write_arrays` wrote into memory.
+
+    Raises InputError when a file is missing or damaged, or one of `classes` has no picture.
+    """
+    split = Split(
+        *(
+            torch.from_numpy(np.load(_checked(folder / f"{name}_{kind}.npy"), mmap_mode="c"))
+            for kind in Split._fields
+        )
+    )
+    require_all(split, classes, f"{folder}/{name}_labels.npy")
+    return split
+
+
+def require_all(split: Split, classes: list[str], where: str) -> None:
+    """Raise InputError, which names `where`, unless each of `classes` has a picture in `split`."""
+    counts = split.labels.bincount(minlength=len(classes)).tolist()
+    if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        raise InputError(f"{where}: there is no picture of {', '.join(missing)}")
 
 
 def load_classes(folder: Path) -> list[str]:
     """The class names in the order of the labels."""
-    try:
-        return (folder / "classes.txt").read_text().splitlines()
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; run dvc repro download") from None
+    return _checked(folder / "classes.txt").read_text().splitlines()
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
@@ -157,8 +222,6 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
 
 def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """The indices 0..count-1 in random order, in full batches; the rest is left out."""
-    if count < batch_size:
-        raise InputError(f"train.batch_size = {batch_size}: there are only {count} training images")
     order = torch.randperm(count, generator=generator)
     return order[: count - count % batch_size].split(batch_size)
 

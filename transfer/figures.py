@@ -32,27 +32,29 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def first_batch(
-    images: np.ndarray, predictions: list[dict[str, str]], modes: list[str]
-) -> plt.Figure:
+def first_batch(images: np.ndarray, predictions: dict[str, list], classes: list[str]) -> plt.Figure:
     """Pictures, uint8 (N, H, W, 3), each over its true class and what each mode said, how surely.
 
-    A right answer has a tick and is green; a wrong one has a cross, is red and bold.
+    `predictions` holds N class numbers as "actual", and for each mode as MODE, and N confidences
+    as MODE_confidence. A right answer has a tick and is green; a wrong one has a cross, is red
+    and bold.
     """
+    modes = list(COLOURS)
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     figure = plt.figure(figsize=(1.72 * columns, 2.28 * rows + 0.8), layout="none")
     width, height = figure.get_size_inches()
-    for i, (image, row) in enumerate(zip(images, predictions, strict=True)):
+    for i, image in enumerate(images):
+        row = {name: values[i] for name, values in predictions.items()}
         left = (i % columns + 0.06) / columns
         bottom = 1 - (0.7 + 2.28 * (i // columns) + 1.5) / height
         axes = figure.add_axes((left, bottom, 1.5 / width, 1.5 / height))
         axes.imshow(image, interpolation="bicubic")
         axes.set_axis_off()
-        lines = [(row["actual"], "black", "bold", 10.5)]
+        lines = [(classes[row["actual"]], "black", "bold", 10.5)]
         for mode in modes:
             right = row[mode] == row["actual"]
-            text = f"{'✓' if right else '✗'} {row[mode]} {float(row[mode + '_confidence']):.0%}"
+            text = f"{'✓' if right else '✗'} {classes[row[mode]]} {row[mode + '_confidence']:.0%}"
             lines.append((text, RIGHT if right else WRONG, "normal" if right else "bold", 9.5))
         for line, (text, colour, weight, size) in enumerate(lines):
             axes.text(
@@ -71,8 +73,8 @@ def first_batch(
     return figure
 
 
-def learning_curves(curves: dict[str, dict[str, np.ndarray]]) -> plt.Figure:
-    """Accuracy and loss after each epoch; `curves[mode]` has train_… and validation_… arrays."""
+def learning_curves(curves: dict[str, dict[str, list[float]]]) -> plt.Figure:
+    """Accuracy and loss after each epoch; `curves[mode]` has train_… and validation_… values."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     titles = ("Accuracy", "Loss (nats; in training with smoothed labels)")
     for axes, name, title in zip(panels, ("accuracy", "loss"), titles, strict=True):

@@ -1,30 +1,49 @@
-"""Writing files so that each appears whole or not at all."""
+"""Writing files so that each appears whole or not at all; reading them only if they are whole."""
 
 import csv
+import hashlib
 import io
 import json
-import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transfer.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix; it takes `path`'s place on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        partial = Path(folder, path.name)
-        yield partial
-        os.replace(partial, path)
+    """A temporary path beside `path`, with its name; it takes `path`'s place on success.
+
+    What is made there may be a file or a folder. Raises InputError, which names `path`, when the
+    disk is full or the place cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+            partial = Path(folder, path.name)
+            yield partial
+            if path.is_dir():  # only an empty folder can be replaced in one step
+                path.rename(Path(folder, "old"))
+            partial.rename(path)
+    except OSError as error:
+        reason = error.strerror or error  # numpy gives no strerror
+        raise InputError(
+            f"{path}: cannot be written: {reason}; what was there is unchanged"
+        ) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -36,6 +55,35 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_csv(
+    path: Path, columns: dict[str, Callable[[str], Any]], delimiter: str = ","
+) -> dict[str, list]:
+    """The `columns` of the table at `path`, each value read by the column's function.
+
+    Raises InputError, which names the file and the line, when it is not such a table.
+    """
+    table = {name: [] for name in columns}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+            for row in rows:
+                for name, read in columns.items():
+                    table[name].append(read(row[name]))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run dvc repro") from None
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}, line {rows.line_num}: {error!r}; run dvc repro") from None
+    if not all(table.values()):
+        raise InputError(f"{path}: is empty; run dvc repro")
+    return table
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, keys in the order given."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of the file at `path`. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
-from transfer.command import InputError
-from transfer.files import replacing
+from transfer.errors import InputError
+from transfer.files import write_bytes
 from transfer.params import Model
+
+DIGEST = "content digest"  # its name among a model file's metadata
 
 # What follows the feature extractor in torchvision's classifiers.
 AFTER_FEATURES = ("avgpool", "dropout", "fc", "classifier", "aux1", "aux2", "AuxLogits")
@@ -175,7 +178,7 @@ def content_digest(state: dict[str, Tensor]) -> str:
     """sha256 over each key and the little-endian bytes of its tensor, in the keys' order."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        digest.update(key.encode() + state[key].contiguous().numpy().tobytes())
+        digest.update(key.encode() + state[key].cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -221,23 +224,34 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: .safetensors, or torch's format, of which no code is unpickled."""
+    """Read a state dict: .safetensors, or torch's format, of which no code is unpickled.
+
+    Raises InputError when it cannot be read or is not what `save_state` wrote.
+    """
+    digest = None
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            with safetensors.safe_open(path, "pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                digest = (file.metadata() or {}).get(DIGEST)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):
+                raise InputError(f"the checksum of {record} does not fit")
     except Exception as error:  # torch.load has no common base for what it raises on bad files
-        raise InputError(f"{path}: cannot be read as a state dict: {error}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a state dict: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path}: must be a state dict: names and tensors")
+    if digest not in (None, content_digest(state)):
+        raise InputError(f"{path}: is damaged or altered: its tensors do not fit its digest")
     return state
 
 
 def save_state(path: Path, module: nn.Module) -> None:
-    """Write `module`'s state dict as safetensors."""
+    """Write `module`'s state dict as safetensors, with its `content_digest`."""
     state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
-    with replacing(path) as partial:
-        safetensors.torch.save_file(state, partial)
+    write_bytes(path, safetensors.torch.save(state, {DIGEST: content_digest(state)}))
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from transfer.command import InputError, exit_cleanly
+from transfer.errors import InputError, exit_cleanly
 
 MODES = ("frozen", "finetuned")
 
@@ -52,6 +52,7 @@ class Finetuned(Section):
     epochs: Epochs
     head_lr: LearningRate
     backbone_lr: LearningRate
+    first_size: Annotated[float, Field(gt=0, le=1)]
 
     @model_validator(mode="after")
     def backbone_is_slower(self):
@@ -61,6 +62,7 @@ class Finetuned(Section):
 
 
 class Train(Section):
+    launcher: Annotated[str, Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
     bf16: bool
     threads: Annotated[int, Field(ge=1, le=256)]
@@ -117,12 +119,12 @@ def load(path: str = "params.yaml") -> Params:
         raise InputError(f"{path}: {_explain(error.errors()[0])}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _explain(error: dict) -> str:
-    key = ".".join(map(str, error["loc"])) or "the document"
+    key = " ".join(".".join(map(str, error["loc"])).split()) or "the document"
     value = repr(error["input"])
     value = value if len(value) <= 60 else value[:57] + "..."
     match error["type"]:
