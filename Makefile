@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -20,8 +20,17 @@ repro: setup  ## check the settings, then run what is not up to date of the pipe
 test: setup  ## run the tests
 	python -m pytest
 
+test-faults: setup  ## kill, damage and starve everything, and see that nothing is lost
+	python -m pytest tests/faults
+
 demo: setup  ## the pipeline on small generated data in a temporary copy; its numbers mean nothing
 	python -m tools.demo
+
+sweep: setup  ## accuracy against the blocks kept: 12 short experiments, an hour; then docs/blocks.*
+	dvc exp run --queue --name blocks -S 'model.blocks=range(1,13)' -S model.head=linear \
+		-S model.image_size=64 -S train.frozen.epochs=4 -S train.finetuned.epochs=4
+	dvc exp run --run-all
+	python -m tools.sweep
 
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
@@ -40,4 +49,4 @@ lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro test demo verify bench plots lint lock
+.PHONY: help setup repro test test-faults demo sweep verify bench plots lint lock

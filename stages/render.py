@@ -40,6 +40,9 @@ def main() -> None:
             name: read_csv(folder / f"{name}.tsv", {name: number}, "\t")[name]
             for name in (f"{part}_{what}" for part in PARTS for what in ("accuracy", "loss"))
         }
+        if len({len(values) for values in curves[mode].values()}) > 1:
+            lengths = ", ".join(f"{name} {len(values)}" for name, values in curves[mode].items())
+            raise InputError(f"{folder}: not equally many epochs: {lengths}; run dvc repro")
         matrices[mode] = np.zeros((len(classes), len(classes)), int)
         np.add.at(matrices[mode], (predictions["actual"], predictions[mode]), 1)
         accuracy[mode] = matrices[mode].diagonal() / matrices[mode].sum(1)

@@ -37,6 +37,11 @@ def stage(folder: Path, name: str, **environment: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file in `folder` and what it holds."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def commit(folder: Path, message: str) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", "add", "--all"], cwd=folder, check=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import stage
+from conftest import contents, stage
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, Resize, ToPILImage, ToTensor
 
@@ -36,10 +36,6 @@ def test_only_the_wanted_classes_remain_numbered_as_wanted(batches):
     ).all()
     with pytest.raises(InputError, match=r"'lynx'.*airplane"):
         data.select_classes(splits["train"], classes, ["cat", "lynx"])
-
-
-def contents(folder):
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def alter(path, how):

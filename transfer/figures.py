@@ -145,3 +145,25 @@ def per_class(accuracy: dict[str, np.ndarray], classes: list[str]) -> plt.Figure
     axes.set_title("Accuracy on each class, and what fine-tuning changes (points)")
     axes.legend(loc="lower right")
     return figure
+
+
+def accuracy_by_blocks(blocks: list[int], accuracy: dict[str, list[float]]) -> plt.Figure:
+    """Each mode's accuracy against how many blocks of the backbone are kept."""
+    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+    for (mode, values), marker in zip(accuracy.items(), "os", strict=True):
+        axes.plot(blocks, values, color=COLOURS[mode], marker=marker, label=mode)
+        for x, y in zip(blocks, values, strict=True):
+            above = mode == "finetuned"
+            axes.annotate(
+                f"{100 * y:.0f}", (x, y), (0, 7 if above else -7), textcoords="offset points",
+                ha="center", va="bottom" if above else "top", size=9, color=COLOURS[mode],
+            )  # fmt: skip
+    axes.set_title("What fine-tuning adds depends on where the network is cut")
+    axes.set_xlabel("pretrained blocks kept")
+    axes.set_ylabel("accuracy on the test set")
+    axes.set_xticks(blocks)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right")
+    return figure

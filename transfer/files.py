@@ -64,17 +64,18 @@ def read_csv(
     """
     table = {name: [] for name in columns}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-            for row in rows:
-                for name, read in columns.items():
+        text = path.read_text(encoding="utf-8")
+        rows = csv.DictReader(text.splitlines(), delimiter=delimiter, strict=True)
+        for line, row in enumerate(rows, 2):
+            for name, read in columns.items():
+                try:
                     table[name].append(read(row[name]))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run dvc repro") from None
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path}, line {rows.line_num}: {error!r}; run dvc repro") from None
-    if not all(table.values()):
-        raise InputError(f"{path}: is empty; run dvc repro")
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(f"{path}, line {line}: {error!r}; run dvc repro") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: {error}; run dvc repro") from None
+    if not text.endswith("\n") or not all(table.values()):
+        raise InputError(f"{path}: is empty or cut off; run dvc repro")
     return table
 
 

@@ -113,14 +113,17 @@ def load(path: str = "params.yaml") -> Params:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            document = yaml.load(file, Loader)
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    try:
+        document = yaml.load(text, Loader)
+    except Exception as error:  # PyYAML's constructors raise whatever they meet
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
         return Params.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error.errors()[0])}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _explain(error: dict) -> str:

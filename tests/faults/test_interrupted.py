@@ -1,0 +1,189 @@
+"""Training that is stopped, however and whenever, goes on and ends with the same bytes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import commit, dvc, stage
+
+from stages import train
+from tools import demo
+from transfer import checkpoint, params
+
+EPOCHS = 8
+
+
+def results(folder: Path, mode: str) -> dict[str, bytes]:
+    """What training in `mode` leaves behind."""
+    paths = [folder / f"models/{mode}.safetensors", *(folder / f"metrics/curves/{mode}").rglob("*")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(reproduced, tmp_path_factory) -> Path:
+    """A project whose models have learned for EPOCHS epochs without interruption."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    path = folder / "params.yaml"
+    path.write_text(re.sub(r"epochs: \d+", f"epochs: {EPOCHS}", path.read_text()))
+    dvc(folder, "repro")
+    commit(folder, "longer")
+    return folder
+
+
+@pytest.fixture
+def fresh(trained, tmp_path) -> Path:
+    """A copy of `trained` that knows nothing of the training: neither models nor DVC's cache."""
+    folder = tmp_path / "project"
+    shutil.copytree(trained, folder, symlinks=True)
+    shutil.rmtree(folder / ".dvc/cache/runs")
+    for mode in params.MODES:
+        (folder / f"models/{mode}.safetensors").unlink()
+        shutil.rmtree(folder / f"metrics/curves/{mode}")
+    return folder
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen:
+    """Start `python -m COMMAND` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder, env=demo.environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for(child: subprocess.Popen, words: str) -> str:
+    """What `child` prints up to a line that holds `words`."""
+    seen = ""
+    for line in child.stdout:
+        seen += line
+        if words in line:
+            return seen
+    raise AssertionError(f"{words!r} was not printed:\n{seen}")
+
+
+def resumed_after(output: str) -> int:
+    return int(re.search(r"goes on after epoch (\d+)", output)[1])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("mode", params.MODES)
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(trained, fresh, mode, how):
+    with start(fresh, "stages.train", mode) as child:
+        wait_for(child, f"{mode} epoch 3:")
+        child.send_signal(how)
+        rest = child.stdout.read()
+    assert child.returncode
+    assert "Traceback" not in rest
+    assert not (fresh / f"models/{mode}.safetensors").exists()
+    done = stage(fresh, f"train {mode}")
+    assert done.returncode == 0, done.stderr
+    assert resumed_after(done.stdout) >= 2  # epoch 3 was printed before it was kept
+    assert results(fresh, mode) == results(trained, mode)
+    assert list((fresh / ".checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["at the start", "while it keeps an epoch", "when all is done"])
+def test_the_moment_does_not_matter(trained, fresh, moment):
+    folder = fresh / ".checkpoints"
+    words = {"at the start": "", "when all is done": f"frozen epoch {EPOCHS}:"}
+    with start(fresh, "stages.train", "frozen") as child:
+        if moment in words:
+            if words[moment]:
+                wait_for(child, words[moment])
+            else:
+                time.sleep(1)
+        else:
+            while not list(folder.glob(".partial-*")):
+                assert child.poll() is None
+        child.kill()
+    assert stage(fresh, "train frozen").returncode == 0
+    assert results(fresh, "frozen") == results(trained, "frozen")
+
+
+@pytest.mark.parametrize("whom", ["dvc alone", "everything"])
+def test_a_killed_dvc_repro_goes_on(trained, fresh, whom):
+    with start(fresh, "dvc", "repro", "train@finetuned") as child:
+        wait_for(child, "finetuned epoch 3:")
+        kill = os.killpg if whom == "everything" else os.kill
+        kill(child.pid, signal.SIGKILL)
+        child.stdout.read()  # until the stage has ended, too: nothing may go on unseen
+    output = dvc(fresh, "repro")
+    assert resumed_after(output) >= 2
+    assert results(fresh, "finetuned") == results(trained, "finetuned")
+    assert "up to date" in dvc(fresh, "status")
+
+
+@pytest.mark.parametrize("damage", ["a byte altered", "truncated", "empty"])
+def test_a_damaged_checkpoint_is_noticed_and_ignored(trained, fresh, damage):
+    with start(fresh, "stages.train", "frozen") as child:
+        wait_for(child, "frozen epoch 3:")
+        child.kill()
+    [path] = (fresh / ".checkpoints").glob("frozen-*")
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "a byte altered": content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+            "truncated": content[:-1],
+            "empty": b"",
+        }[damage]
+    )
+    done = stage(fresh, "train frozen")
+    assert f"{path}: is damaged and ignored" in done.stderr
+    assert "goes on" not in done.stdout
+    assert results(fresh, "frozen") == results(trained, "frozen")
+
+
+def test_everything_that_decides_the_result_names_the_checkpoint(fresh, monkeypatch):
+    monkeypatch.chdir(fresh)
+
+    def path(mode="frozen", *facts) -> Path:
+        return train.unfinished(mode, *facts)
+
+    original = path()
+    assert path() == original
+    others = [path("finetuned"), path("frozen", 2)]
+    for name in ("params.yaml", "models/backbone.safetensors", "data/cifar10/train_labels.npy"):
+        content = Path(name).read_bytes()
+        Path(name).write_bytes(content + b"\n")
+        others.append(path())
+        Path(name).write_bytes(content)
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    others.append(path())
+    monkeypatch.delenv("MKL_CBWR")
+    assert path() == original
+    assert len({original, *others}) == 1 + len(others)
+
+
+def test_code_that_differs_has_another_key(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    one = checkpoint.key([tmp_path / "a.py"])
+    (tmp_path / "a.py").write_text("2")
+    assert checkpoint.key([tmp_path / "a.py"]) != one
+
+
+def test_other_settings_start_anew(fresh):
+    with start(fresh, "stages.train", "frozen") as child:
+        wait_for(child, "frozen epoch 3:")
+        child.kill()
+    path = fresh / "params.yaml"
+    path.write_text(path.read_text().replace("label_smoothing: 0.1", "label_smoothing: 0.0"))
+    done = stage(fresh, "train frozen")
+    assert done.returncode == 0
+    assert "goes on" not in done.stdout
+
+
+def test_a_killed_experiment_in_a_temporary_copy_goes_on_in_the_next(fresh):
+    command = ["exp", "run", "--temp", "-S", "train.finetuned.head_lr=4e-3"]
+    with start(fresh, "dvc", *command) as child:
+        wait_for(child, "finetuned epoch 3:")
+        os.killpg(child.pid, signal.SIGKILL)
+        child.stdout.read()
+    assert resumed_after(dvc(fresh, *command)) >= 2
+    assert list((fresh / ".checkpoints").iterdir()) == []
