@@ -1,7 +1,9 @@
 """CIFAR-10 as arrays in memory; batches of it, augmented and scaled whole."""
 
 import os
+import tarfile
 import tempfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2.functional import resize
 
 from transfer.command import InputError
+from transfer.download import fetch
 
 # ImageNet's channel means and standard deviations, which the pretrained weights expect
 # (torchvision.transforms._presets.ImageClassification), here on the scale 0 to 255.
@@ -32,23 +35,33 @@ def read_cifar10(source: str) -> tuple[dict[str, Split], list[str]]:
     """Read CIFAR-10's python version, each file's MD5 checked before it is unpickled.
 
     `source` is "cifar10", the official data (from the folder that the environment variable
-    ASSETS_DIR names, or downloaded), or a folder in the same layout with a file MD5SUMS, as the
-    command md5sum writes it. Returns {"train": Split, "test": Split} and the class names.
-    Raises InputError when a file is missing or is not what its MD5 says.
+    ASSETS_DIR names, or downloaded into torch's cache), or a folder in the same layout with a file
+    MD5SUMS, as the command md5sum writes it. Returns {"train": Split, "test": Split} and the class
+    names. Raises InputError when a file is missing, is not what its MD5 says or cannot be had.
     """
     if source != "cifar10":
         return _read(Path(source), _listed_in_md5sums(Path(source)))
     if assets := os.environ.get("ASSETS_DIR"):
         return _read(Path(assets) / CIFAR10.base_folder)
+    archive = Path(torch.hub.get_dir(), "datasets", CIFAR10.filename)
+    fetch(CIFAR10.url, archive, "md5", CIFAR10.tgz_md5)
     with tempfile.TemporaryDirectory(prefix="cifar10-") as folder:
         try:
-            CIFAR10(folder, download=True)
-        except (OSError, RuntimeError) as error:
+            with tarfile.open(archive, "r:gz") as tar:
+                tar.extractall(folder, filter=_inside)
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise InputError(
-                f"{CIFAR10.url}: the download failed: {error}; try again, or set ASSETS_DIR to a "
-                f"folder that holds {CIFAR10.base_folder}/"
+                f"{archive}: cannot be unpacked into {folder}: {error}; make room there, or remove "
+                "the archive, and try again"
             ) from None
         return _read(Path(folder) / CIFAR10.base_folder)
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """tarfile's filter "data", which alone would make an absolute path relative."""
+    if member.name.startswith("/"):
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, folder)
 
 
 def _listed_in_md5sums(folder: Path) -> dict:

@@ -4,7 +4,6 @@ import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import safetensors.torch
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
 from transfer.command import InputError
+from transfer.download import fetch
 from transfer.files import replacing
 from transfer.params import Model
 
@@ -183,7 +183,7 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
     """The state dict that `weights` stands for: the name of torchvision weights, or a path.
 
     Official weights come from the folder ASSETS_DIR, as the official file or as
-    NAME-WEIGHTS-features.pth, or else from torchvision's download; each is checked against its
+    NAME-WEIGHTS-features.pth, or else from torch's cache or a download; each is checked against its
     sha256. Raises InputError when they are missing or not what the checksum says.
     """
     official = torchvision.models.get_model_weights(name).__members__
@@ -204,15 +204,8 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
             raise InputError(f"{features}: is not the features of torchvision's {weights}")
         return state
     prefix = path.stem.rpartition("-")[2]  # torchvision names a file by its sha256's start
-    if not assets and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), prefix)
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"{url}: the download failed: {error}; try again, or set ASSETS_DIR to a folder "
-                f"that holds {file_name}"
-            ) from None
+    if not assets:
+        fetch(url, path, "sha256", prefix)
     if not path.is_file():
         raise InputError(f"{path}: is missing")
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
