@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import contents, stage
+from conftest import ROOT, contents, stage
 from PIL import Image
+from torchvision.datasets import CIFAR10
 from torchvision.transforms import Compose, Normalize, Resize, ToPILImage, ToTensor
 
 from stages import download
@@ -64,6 +65,13 @@ def test_a_bad_list_of_checksums_is_refused(batches, text):
     (batches / "MD5SUMS").write_text(text)
     with pytest.raises(InputError, match="MD5SUMS: must list"):
         data.read_cifar10(str(batches))
+
+
+def test_the_official_checksums_are_torchvisions():
+    listed = (ROOT / "cifar10/MD5SUMS").read_text().split()
+    official = [*CIFAR10.train_list, *CIFAR10.test_list]
+    official.append([CIFAR10.meta["filename"], CIFAR10.meta["md5"]])
+    assert dict(zip(listed[1::2], listed[::2], strict=True)) == dict(official)
 
 
 def test_assets_are_held_to_the_official_checksums(project, tmp_path):

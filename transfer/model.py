@@ -5,7 +5,6 @@ import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import safetensors.torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
+from transfer.download import fetch
 from transfer.errors import InputError
 from transfer.files import write_bytes
 from transfer.params import Model
@@ -186,7 +186,7 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
     """The state dict that `weights` stands for: the name of torchvision weights, or a path.
 
     Official weights come from the folder ASSETS_DIR, as the official file or as
-    NAME-WEIGHTS-features.pth, or else from torchvision's download; each is checked against its
+    NAME-WEIGHTS-features.pth, or else from torch's cache or a download; each is checked against its
     sha256. Raises InputError when they are missing or not what the checksum says.
     """
     official = torchvision.models.get_model_weights(name).__members__
@@ -207,15 +207,8 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
             raise InputError(f"{features}: is not the features of torchvision's {weights}")
         return state
     prefix = path.stem.rpartition("-")[2]  # torchvision names a file by its sha256's start
-    if not assets and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), prefix)
-        except (URLError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"{url}: the download failed: {error}; try again, or set ASSETS_DIR to a folder "
-                f"that holds {file_name}"
-            ) from None
+    if not assets:
+        fetch(url, path, "sha256", prefix)
     if not path.is_file():
         raise InputError(f"{path}: is missing")
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
