@@ -36,11 +36,14 @@ INPUTS = {
 
 
 def flipped(content: bytes) -> bytes:
-    """With one bit turned in the middle, or of a list of checksums in the middle of each line."""
-    if b"classes.txt" in content:
-        return b"\n".join(map(flipped, content.splitlines()))
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 0x80]) + content[middle + 1 :]
+    """With one bit turned in the middle, or of a list of checksums in each line: the highest bit,
+    which no text has.
+    """
+    lines = content.splitlines(keepends=True) if b"classes.txt" in content else [content]
+    return b"".join(
+        line[: len(line) // 2] + bytes([line[len(line) // 2] ^ 0x80]) + line[len(line) // 2 + 1 :]
+        for line in lines
+    )
 
 
 def misshapen(path, content: bytes) -> bytes:
