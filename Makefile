@@ -46,7 +46,7 @@ lint: setup  ## check style and format
 	ruff format --check
 
 lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+	uv pip compile --quiet --universal --python-version 3.11.4 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
 .PHONY: help setup repro test test-faults demo sweep verify bench plots lint lock

@@ -367,6 +367,7 @@ def test_two_at_once_download_it_once(server, path, killed):
 
 def test_the_stage_ends_in_one_line_without_a_network(tmp_path):
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    shutil.copytree(ROOT / "cifar10", tmp_path / "cifar10")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
     done = stage(
