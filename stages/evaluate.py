@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from transfer import data, evaluation, model, params, training
 from transfer.command import run_stage
@@ -24,13 +23,10 @@ def main() -> None:
     predictions = {"image": np.arange(len(labels)), "actual": np.array(classes)[labels]}
     for mode in params.MODES:
         path = Path(f"models/{mode}.safetensors")
-        network = model.build(settings.model, len(classes))
-        model.fill(network, model.load_state(path), str(path))
+        network = model.trained(settings.model, len(classes), path, device)
         if mode == "frozen":
             model.freeze(network.backbone)
-        logits = training.predict(
-            network.to(device, memory_format=torch.channels_last), images, settings.model.image_size
-        )
+        logits = training.predict(network, images, settings.model.image_size)
         probabilities = logits.double().softmax(1).numpy()
         predicted, confidence = probabilities.argmax(1), probabilities.max(1)
         right[mode] = predicted == labels

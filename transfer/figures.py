@@ -147,6 +147,64 @@ def per_class(accuracy: dict[str, np.ndarray], classes: list[str]) -> plt.Figure
     return figure
 
 
+def answers(
+    images: np.ndarray, names: list[str], top: dict[str, list[list[tuple[str, float]]]]
+) -> plt.Figure:
+    """Pictures, uint8 (N, H, W, 3), each under its name and beside what each mode takes it for.
+
+    `top[mode]` holds for each picture its likeliest classes and their probabilities, in order.
+    """
+    width, header, row = 10, 1.15, 1.8  # in inches, as all lengths here
+    height = header + row * len(images)
+    figure = plt.figure(figsize=(width, height), layout="none")
+
+    def write(text: str, left: float, down: float, **style) -> None:
+        # A name may hold dollar signs, which would stand for mathematics.
+        figure.text(left / width, 1 - down / height, text, va="top", parse_math=False, **style)
+
+    def panel(left: float, down: float, wide: float, high: float) -> plt.Axes:
+        return figure.add_axes(
+            (left / width, 1 - (down + high) / height, wide / width, high / height)
+        )
+
+    lefts = {mode: 3.2 + 4.2 * number for number, mode in enumerate(top)}  # of the bars
+    write("What both models say", 0.15, 0.15, weight="bold", size=15)
+    size = images.shape[1]
+    write(
+        f"Each picture as they see it: its middle square, {size} pixels a side.",
+        0.15,
+        0.47,
+        size=10.5,
+    )
+    for mode, left in lefts.items():
+        write(mode, left, 0.82, weight="bold", size=12, color=COLOURS[mode])
+    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+        down = header + row * i
+        write(shortened(name, 90), 0.15, down, weight="bold", size=10.5)
+        axes = panel(0.15, down + 0.25, 1.35, 1.35)
+        axes.imshow(image, interpolation="bicubic")
+        axes.set_axis_off()
+        for mode, left in lefts.items():
+            classes, probabilities = zip(*top[mode][i], strict=True)
+            axes = panel(left, down + 0.25, 1.8, 1.35)
+            y = range(len(classes))
+            whole = axes.barh(y, 1, 0.5, color="0.93")
+            axes.barh(y, probabilities, 0.5, color=COLOURS[mode])
+            axes.bar_label(whole, [f"{p:.1%}" for p in probabilities], padding=4, size=10)
+            labels = [shortened(label, 16) for label in classes]
+            axes.set_yticks(y, labels, size=10, parse_math=False)
+            axes.tick_params(length=0)
+            axes.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5), xticks=[])
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def shortened(text: str, length: int) -> str:
+    """`text`, its middle left out where it is longer than `length`."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[half + 1 - length :]}"
+
+
 def accuracy_by_blocks(blocks: list[int], accuracy: dict[str, list[float]]) -> plt.Figure:
     """Each mode's accuracy against how many blocks of the backbone are kept."""
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")

@@ -259,3 +259,15 @@ def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
                 f"must be {tensor.dtype} {tuple(tensor.shape)}"
             )
     module.load_state_dict({key: state[key] for key in wanted})
+
+
+def trained(settings: Model, classes: int, path: Path, device: torch.device) -> nn.Sequential:
+    """The network that training saved to `path`, on `device`, as `build` describes it.
+
+    Raises InputError when the file is missing or damaged, or holds another network.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; run dvc repro")
+    network = build(settings, classes)
+    fill(network, load_state(path), str(path))
+    return network.to(device, memory_format=torch.channels_last)
