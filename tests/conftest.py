@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tools import demo, synthetic
 from transfer import params
@@ -63,12 +64,18 @@ def settings() -> Params:
 
 
 @pytest.fixture(scope="session")
-def reproduced(tmp_path_factory) -> Path:
-    """A project in which `dvc repro` has run on generated data, its results committed."""
-    folder = tmp_path_factory.mktemp("project")
-    demo.make_project(folder)
-    (folder / "log").write_text(dvc(folder, "repro"))
-    commit(folder, "results")
+def reproduced(tmp_path_factory, worker_id) -> Path:
+    """A project in which `dvc repro` has run on generated data, its results committed.
+
+    Made once for all the processes that run tests, which share it: only ever read it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "reproduced"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            demo.make_project(folder)
+            folder.with_suffix(".log").write_text(dvc(folder, "repro"))
+            commit(folder, "results")
     return folder
 
 

@@ -42,7 +42,7 @@ def one_core():
 
 
 def test_repro_runs_every_stage_and_logs_plain_lines(reproduced):
-    log = (reproduced / "log").read_text()
+    log = reproduced.with_suffix(".log").read_text()
     assert sorted(ran(log)) == sorted(STAGES)
     assert "\r" not in log
     assert "frozen epoch 1: train_loss" in log

@@ -42,7 +42,6 @@ def fresh(trained, tmp_path) -> Path:
     """A copy of `trained` that knows nothing of the training: neither models nor DVC's cache."""
     folder = tmp_path / "project"
     shutil.copytree(trained, folder, symlinks=True)
-    shutil.rmtree(folder / ".dvc/cache/runs")
     for mode in params.MODES:
         (folder / f"models/{mode}.safetensors").unlink()
         shutil.rmtree(folder / f"metrics/curves/{mode}")
