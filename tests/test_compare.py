@@ -34,8 +34,9 @@ def compared(reproduced, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compared") / "project"
     shutil.copytree(reproduced, folder, symlinks=True)
     assert ran(dvc(folder, "exp", "run", "--name", "base")) == []
-    output = dvc(folder, "exp", "run", "--name", "short", "-S", "train.frozen.epochs=1")
-    assert sorted(ran(output)) == ["evaluate", "render", "train@frozen"]
+    # Up to `evaluate`: pictures are not compared, and drawing them takes 10 s.
+    short = ["--name", "short", "-S", "train.frozen.epochs=1", "evaluate"]
+    assert ran(dvc(folder, "exp", "run", *short)) == ["train@frozen", "evaluate"]
     subprocess.run(["git", "switch", "-qc", "later"], cwd=folder, check=True)
     commit(folder, "one epoch")
     subprocess.run(["git", "switch", "-q", "-"], cwd=folder, check=True)
