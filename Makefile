@@ -38,6 +38,11 @@ verify: setup  ## run all from scratch in a clone of the last commit, compare wi
 bench: setup  ## measure what the speed claims rest on; half an hour, after make repro
 	python -m benchmarks.bench
 
+compare: setup  ## print modes, gain and changed params of the last commit and its experiments
+	@dvc exp show --md --only-changed --sort-by finetuned.accuracy --sort-order desc \
+		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
+		--drop 'Created$$|.*/|(frozen|finetuned)\.|gain_|mcnemar'
+
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
@@ -49,4 +54,4 @@ lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11.4 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro test test-faults demo sweep verify bench plots lint lock
+.PHONY: help setup repro test test-faults demo sweep verify bench compare plots lint lock

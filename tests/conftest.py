@@ -30,6 +30,11 @@ def dvc(folder: Path, *arguments: str, fails: bool = False, **environment: str) 
     return done.stdout
 
 
+def ran(output: str) -> list[str]:
+    """The stages that DVC says it ran, in order."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
 def stage(folder: Path, name: str, **environment: str) -> subprocess.CompletedProcess:
     """Run `python -m stages.NAME` in `folder`."""
     return subprocess.run(

@@ -1,21 +1,15 @@
 import csv
-import io
 import json
 import os
 
 import pytest
-from conftest import dvc, stage
+from conftest import dvc, ran, stage
 from PIL import Image
 
 from tools import demo
 from transfer import params
 
 STAGES = ["download", "backbone", "train@frozen", "train@finetuned", "evaluate", "render"]
-
-
-def ran(output: str) -> list[str]:
-    """The stages that DVC says it ran, in order."""
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 def stale(project) -> set[str]:
@@ -102,33 +96,6 @@ def test_same_bytes_in_another_folder_on_one_core_whatever_omp_says(project, one
 def test_a_change_makes_stale_what_it_reaches_and_no_more(project, file, old, new, changed):
     edit(project / file, old, new)
     assert stale(project) == changed
-
-
-def test_an_experiment_is_one_command_and_can_be_compared(project):
-    output = dvc(
-        project, "exp", "run", "--name", "slower", "-S", "train.finetuned.backbone_lr=3e-4"
-    )
-    assert sorted(ran(output)) == ["evaluate", "render", "train@finetuned"]
-
-    [header, *rows] = csv.reader(io.StringIO(dvc(project, "exp", "show", "--csv")))
-    first = [name for name in header if "." in name or name == "gain"][:3]
-    assert first == ["frozen.accuracy", "finetuned.accuracy", "gain"]
-    assert "slower" in {row[0] for row in rows}
-
-    changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
-    assert changed == {
-        "train.finetuned.backbone_lr": {"old": 0.002, "new": 0.0003, "diff": 0.0003 - 0.002}
-    }
-    assert "finetuned.loss" in dvc(project, "metrics", "diff")
-    dvc(project, "plots", "show")
-    page = (project / "dvc_plots/index.html").read_text()
-    for title in (
-        "Accuracy after each epoch",
-        "Frozen, confusion",
-        "Frozen, accuracy on each class",
-        "like confidence",
-    ):
-        assert title in page
 
 
 def test_the_worked_example_is_one_line(project):

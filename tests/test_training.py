@@ -118,13 +118,13 @@ def test_more_pictures_a_batch_than_there_are_is_refused(settings, stripes):
 
 
 def test_pictures_grow_to_their_full_size(settings):
-    sizes = [training.picture_size(settings, "finetuned", epoch) for epoch in range(3)]
-    assert sizes == [16, 32, 32]
+    sizes = [training.picture_size(settings, "finetuned", epoch) for epoch in range(6)]
+    assert sizes == [16, 16, 16, 32, 32, 32]
     large = settings.model_copy(
         update={"model": settings.model.model_copy(update={"image_size": 100})}
     )
-    sizes = [training.picture_size(large, "finetuned", epoch) for epoch in range(3)]
-    assert sizes == [48, 80, 100]
+    sizes = [training.picture_size(large, "finetuned", epoch) for epoch in range(6)]
+    assert sizes == [48, 64, 64, 80, 96, 100]
     assert [training.picture_size(large, "frozen", epoch) for epoch in range(3)] == [100] * 3
 
 

@@ -19,8 +19,8 @@ SETTINGS = {
     "train": {
         "device": "cpu",
         "batch_size": 32,
-        "frozen": {"epochs": 3, "views": 2},
-        "finetuned": {"epochs": 3},
+        "frozen": {"epochs": 6, "views": 2},
+        "finetuned": {"epochs": 6},
     },
 }
 

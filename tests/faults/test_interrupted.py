@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import commit, dvc, stage
+from conftest import dvc, stage
 
 from stages import train
 from tools import demo
 from transfer import checkpoint, params
 
-EPOCHS = 8
+EPOCHS = demo.SETTINGS["train"]["frozen"]["epochs"]
 
 
 def results(folder: Path, mode: str) -> dict[str, bytes]:
@@ -25,27 +25,13 @@ def results(folder: Path, mode: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.is_file()}
 
 
-@pytest.fixture(scope="module")
-def trained(reproduced, tmp_path_factory) -> Path:
-    """A project whose models have learned for EPOCHS epochs without interruption."""
-    folder = tmp_path_factory.mktemp("trained") / "project"
-    shutil.copytree(reproduced, folder, symlinks=True)
-    path = folder / "params.yaml"
-    path.write_text(re.sub(r"epochs: \d+", f"epochs: {EPOCHS}", path.read_text()))
-    dvc(folder, "repro")
-    commit(folder, "longer")
-    return folder
-
-
 @pytest.fixture
-def fresh(trained, tmp_path) -> Path:
-    """A copy of `trained` that knows nothing of the training: neither models nor DVC's cache."""
-    folder = tmp_path / "project"
-    shutil.copytree(trained, folder, symlinks=True)
+def fresh(project) -> Path:
+    """A project whose training has not run yet, though dvc.lock says what it gives."""
     for mode in params.MODES:
-        (folder / f"models/{mode}.safetensors").unlink()
-        shutil.rmtree(folder / f"metrics/curves/{mode}")
-    return folder
+        (project / f"models/{mode}.safetensors").unlink()
+        shutil.rmtree(project / f"metrics/curves/{mode}")
+    return project
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen:
@@ -73,7 +59,7 @@ def resumed_after(output: str) -> int:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("mode", params.MODES)
-def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(trained, fresh, mode, how):
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(reproduced, fresh, mode, how):
     with start(fresh, "stages.train", mode) as child:
         wait_for(child, f"{mode} epoch 3:")
         child.send_signal(how)
@@ -84,12 +70,12 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(trained, fresh, mod
     done = stage(fresh, f"train {mode}")
     assert done.returncode == 0, done.stderr
     assert resumed_after(done.stdout) >= 2  # epoch 3 was printed before it was kept
-    assert results(fresh, mode) == results(trained, mode)
+    assert results(fresh, mode) == results(reproduced, mode)
     assert list((fresh / ".checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("moment", ["at the start", "while it keeps an epoch", "when all is done"])
-def test_the_moment_does_not_matter(trained, fresh, moment):
+def test_the_moment_does_not_matter(reproduced, fresh, moment):
     folder = fresh / ".checkpoints"
     words = {"at the start": "", "when all is done": f"frozen epoch {EPOCHS}:"}
     with start(fresh, "stages.train", "frozen") as child:
@@ -103,11 +89,11 @@ def test_the_moment_does_not_matter(trained, fresh, moment):
                 assert child.poll() is None
         child.kill()
     assert stage(fresh, "train frozen").returncode == 0
-    assert results(fresh, "frozen") == results(trained, "frozen")
+    assert results(fresh, "frozen") == results(reproduced, "frozen")
 
 
 @pytest.mark.parametrize("whom", ["dvc alone", "everything"])
-def test_a_killed_dvc_repro_goes_on(trained, fresh, whom):
+def test_a_killed_dvc_repro_goes_on(reproduced, fresh, whom):
     with start(fresh, "dvc", "repro", "train@finetuned") as child:
         wait_for(child, "finetuned epoch 3:")
         kill = os.killpg if whom == "everything" else os.kill
@@ -115,28 +101,30 @@ def test_a_killed_dvc_repro_goes_on(trained, fresh, whom):
         child.stdout.read()  # until the stage has ended, too: nothing may go on unseen
     output = dvc(fresh, "repro")
     assert resumed_after(output) >= 2
-    assert results(fresh, "finetuned") == results(trained, "finetuned")
+    assert results(fresh, "finetuned") == results(reproduced, "finetuned")
     assert "up to date" in dvc(fresh, "status")
 
 
-@pytest.mark.parametrize("damage", ["a byte altered", "truncated", "empty"])
-def test_a_damaged_checkpoint_is_noticed_and_ignored(trained, fresh, damage):
+def test_a_damaged_checkpoint_is_noticed_and_ignored(reproduced, fresh, capsys):
     with start(fresh, "stages.train", "frozen") as child:
         wait_for(child, "frozen epoch 3:")
         child.kill()
     [path] = (fresh / ".checkpoints").glob("frozen-*")
     content = path.read_bytes()
-    path.write_bytes(
-        {
-            "a byte altered": content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
-            "truncated": content[:-1],
-            "empty": b"",
-        }[damage]
-    )
+    assert len(checkpoint.load(path)["rows"]) >= 2
+    for damaged in (
+        b"",
+        content[:20],
+        content[:-1],
+        content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    ):
+        path.write_bytes(damaged)
+        assert checkpoint.load(path) is None
+        assert f"{path}: is damaged and ignored" in capsys.readouterr().err
     done = stage(fresh, "train frozen")
     assert f"{path}: is damaged and ignored" in done.stderr
     assert "goes on" not in done.stdout
-    assert results(fresh, "frozen") == results(trained, "frozen")
+    assert results(fresh, "frozen") == results(reproduced, "frozen")
 
 
 def test_everything_that_decides_the_result_names_the_checkpoint(fresh, monkeypatch):

@@ -24,15 +24,15 @@ def train(network, mode, split, settings):
 @pytest.mark.parametrize(
     ("mode", "where", "rates"),
     [
-        ("frozen", "epoch 1/3, step 1", r"0\.00"),
-        ("finetuned", "epoch 1/3, step 1", r"0\.00.* and "),
+        ("frozen", "epoch 1/6, step 1", r"0\.00"),
+        ("finetuned", "epoch 1/6, step 1", r"0\.00.* and "),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_training(settings, split, mode, where, rates):
     network = model.build(settings.model, 10)
     with torch.no_grad():
         network.head[-1].bias.fill_(float("inf"))
-    with pytest.raises(InputError, match=f"{mode} epoch 1/3, step 1: the loss is nan at .*{rates}"):
+    with pytest.raises(InputError, match=f"{mode} epoch 1/6, step 1: the loss is nan at .*{rates}"):
         train(network, mode, split, settings)
 
 
@@ -50,7 +50,7 @@ def test_a_head_with_a_dead_output_is_refused(settings, split):
     network.head = nn.Sequential(nn.Flatten(), nn.Linear(160, 8), nn.ReLU(), nn.Linear(8, 10))
     with torch.no_grad():
         network.head[1].bias.fill_(-1e6)
-    with pytest.raises(InputError, match=r"frozen epoch 1/3: outputs \[0, 1, .* say the same"):
+    with pytest.raises(InputError, match=r"frozen epoch 1/6: outputs \[0, 1, .* say the same"):
         train(network, "frozen", split, settings)
 
 

@@ -1,0 +1,138 @@
+"""Two experiments, and two Git revisions, compared with the commands that the README names."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import commit, dvc, ran
+
+from tools import demo
+from transfer import params
+
+PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
+EPOCHS = {"frozen": 3, "finetuned": 3}
+DIFFS = """
+import sys
+from dvc.cli import main
+revisions = sys.argv[1:]
+for command in ("exp", "metrics", "params"):
+    assert main([command, "diff", *revisions, "--json"]) == 0
+assert main(["plots", "diff", *revisions]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def compared(reproduced, tmp_path_factory) -> Path:
+    """A project with the experiments `base` and `short`, and what `short` changed on `later`."""
+    folder = tmp_path_factory.mktemp("compared") / "project"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    assert ran(dvc(folder, "exp", "run", "--name", "base")) == []
+    # Up to `evaluate`: pictures are not compared, and drawing them takes 10 s.
+    short = ["--name", "short", "-S", "train.frozen.epochs=1", "evaluate"]
+    assert ran(dvc(folder, "exp", "run", *short)) == ["train@frozen", "evaluate"]
+    subprocess.run(["git", "switch", "-qc", "later"], cwd=folder, check=True)
+    commit(folder, "one epoch")
+    subprocess.run(["git", "switch", "-q", "-"], cwd=folder, check=True)
+    return folder
+
+
+def make(folder: Path, target: str) -> str:
+    """What `make TARGET` prints, with this Python's packages instead of a new .venv."""
+    return subprocess.run(
+        ["make", "--silent", "--old-file=.venv/installed", target],
+        cwd=folder, env=demo.environment(), check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+
+
+def committed(folder: Path, revision: str) -> dict:
+    """The metrics at a Git revision."""
+    name = f"{revision}:metrics/evaluation.json"
+    return json.loads(subprocess.check_output(["git", "show", name], cwd=folder))
+
+
+def charts(folder: Path) -> dict[str, list[dict]]:
+    """The points of each chart in DVC's page of plots, by the chart's title."""
+    page = (folder / "dvc_plots/index.html").read_text()
+    assert "<DVC_METRIC" not in page  # a placeholder of a template that DVC did not fill
+    specs = [json.loads(text) for text in re.findall(r"var spec = (.*);\n", page)]
+    return {spec["title"]["text"]: spec["data"]["values"] for spec in specs}
+
+
+def check_charts(found: dict[str, list[dict]], epochs: dict[str, dict[str, int]]) -> None:
+    """Each chart holds all of its points, for each revision with so many epochs of each mode."""
+    assert [title.partition(",")[0] for title in found] == [
+        "Accuracy after each epoch",
+        "Loss after each epoch",
+        "Frozen: what each class was taken for",
+        "Finetuned: what each class was taken for",
+        "Accuracy on each class of the test set",
+        "Accuracy of answers given with like confidence",
+    ]
+    accuracy, loss, frozen, finetuned, classes, calibration = found.values()
+    for curves in (accuracy, loss):  # the template takes the mode from the file name
+        counts = Counter((p["rev"], p["filename"].split("/")[0]) for p in curves)
+        assert counts == {(rev, m): n for rev, modes in epochs.items() for m, n in modes.items()}
+    for confusion in (frozen, finetuned):
+        assert Counter(p["rev"] for p in confusion) == dict.fromkeys(epochs, 200)
+    both = {(rev, mode) for rev in epochs for mode in params.MODES}
+    assert Counter((p["rev"], p["field"]) for p in classes) == dict.fromkeys(both, 10)
+    assert {(p["rev"], p["filename"].split(".")[0]) for p in calibration} == both
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS)
+def test_diffs_tell_what_changed_and_no_more(compared, old, new):
+    before, after = committed(compared, "HEAD"), committed(compared, "later")
+    changed = {key for key in before if before[key] != after[key]}
+    assert "frozen.loss" in changed
+    metrics = {
+        key: {"old": before[key], "new": after[key], "diff": after[key] - before[key]}
+        for key in changed
+    }
+    setting = {"train.frozen.epochs": {"old": 3, "new": 1, "diff": -2}}
+
+    output = subprocess.check_output(  # in one process: starting DVC takes most of the time
+        [sys.executable, "-c", DIFFS, old, new], cwd=compared, env=demo.environment(), text=True
+    )
+    exp_diff, metrics_diff, params_diff = map(json.loads, output.splitlines()[:3])
+    assert metrics_diff == {"metrics/evaluation.json": metrics}
+    assert params_diff == {"params.yaml": setting}
+    assert exp_diff == {"metrics": metrics_diff, "params": params_diff}
+    check_charts(charts(compared), {old: EPOCHS, new: EPOCHS | {"frozen": 1}})
+
+
+def test_exp_show_has_accuracies_and_gain_first(compared):
+    header, *rows = csv.reader(io.StringIO(dvc(compared, "exp", "show", "--csv")))
+    first = [name for name in header if "." in name or name == "gain"][:3]
+    assert first == ["frozen.accuracy", "finetuned.accuracy", "gain"]
+    losses = {row[0] or row[1]: row[header.index("frozen.loss")] for row in rows}
+    assert float(losses["base"]) == committed(compared, "HEAD")["frozen.loss"]
+    assert float(losses["short"]) == committed(compared, "later")["frozen.loss"]
+
+
+def test_make_compare_prints_modes_gain_and_changed_params(compared):
+    lines = make(compared, "compare").strip().splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    results = ["frozen.accuracy", "finetuned.accuracy", "gain"]
+    assert header == ["Experiment", *results, "train.frozen.epochs"]
+    for name, revision, epochs in (("base", "HEAD", "3"), ("short", "later", "1")):
+        [row] = [row for row in rows if f"[{name}]" in row[0]]
+        values = committed(compared, revision)
+        assert [float(cell) for cell in row[1:4]] == [round(values[key], 5) for key in results]
+        assert row[4] == epochs
+
+
+def test_make_compare_and_make_plots_without_experiments(reproduced):
+    header, _, *rows = make(reproduced, "compare").strip().splitlines()
+    assert re.findall(r"[\w.]+", header) == [
+        "Experiment", "frozen.accuracy", "finetuned.accuracy", "gain"
+    ]  # fmt: skip
+    assert len(rows) == 2  # the workspace and the last commit
+    make(reproduced, "plots")
+    check_charts(charts(reproduced), {"workspace": EPOCHS})
