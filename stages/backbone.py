@@ -14,6 +14,7 @@ def main() -> None:
     classes = data.load_classes(Path("data/cifar10"))
     torch.manual_seed(settings.seed)
     text = description.describe(settings.model, len(classes))
+    print(text.partition("EVERY PARAMETER")[0], flush=True)
     backbone = model.cut(model.classifier(settings.model.name), settings.model.blocks)
     if weights := settings.model.weights:
         model.fill(

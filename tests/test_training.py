@@ -117,6 +117,15 @@ def test_more_pictures_a_batch_than_there_are_is_refused(settings, stripes):
         run("frozen", settings.model_copy(update={"train": train}), stripes)
 
 
+def test_a_shift_by_more_than_the_picture_is_refused(settings):
+    train = settings.train.model_copy(update={"crop": 16, "batch_size": 4})
+    settings = settings.model_copy(update={"train": train})
+    tiny = data.Split(torch.zeros(8, 16, 16, 3, dtype=torch.uint8), torch.arange(8))
+    network = model.build(settings.model, 10)
+    with pytest.raises(InputError, match=r"train\.crop = 16: .* 16 pixels"):
+        training.train(network, "frozen", tiny, tiny, settings, torch.device("cpu"), None)
+
+
 def test_pictures_grow_to_their_full_size(settings):
     sizes = [training.picture_size(settings, "finetuned", epoch) for epoch in range(6)]
     assert sizes == [16, 16, 16, 32, 32, 32]

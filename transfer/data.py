@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays in memory; batches of it, augmented and scaled whole."""
+"""CIFAR-10 or one's own pictures as arrays in memory; batches, augmented and scaled whole."""
 
 import os
 import tarfile
@@ -130,7 +130,9 @@ def read_folder(folder: Path, size: int) -> tuple[dict[str, Split], list[str]]:
     splits, classes, bad = {}, None, []
     for name in ("train", "test"):
         try:
-            found = ImageFolder(folder / name, is_valid_file=lambda path: "/." not in path)
+            found = ImageFolder(
+                folder / name, is_valid_file=lambda path: not Path(path).name.startswith(".")
+            )
         except FileNotFoundError as error:
             raise InputError(
                 f"{folder / name}: must hold a folder of pictures for each class: {error}"

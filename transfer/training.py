@@ -286,6 +286,9 @@ def train(
             f"train.batch_size = {params.train.batch_size}: there are only {len(data.labels)} "
             "training images"
         )
+    side = min(data.images.shape[1:3])
+    if params.train.crop >= side:
+        raise InputError(f"train.crop = {params.train.crop}: the pictures have only {side} pixels")
     smallest = picture_size(params, mode, 0)
     if trace({"backbone": model.backbone}, smallest)["backbone"].shape is None:
         raise InputError(
