@@ -16,8 +16,9 @@ from conftest import commit, dvc, ran
 from tools import demo
 from transfer import params
 
+pytestmark = pytest.mark.xdist_group("compare")  # `compared` is made once
 PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
-EPOCHS = {"frozen": 3, "finetuned": 3}
+EPOCHS = {mode: demo.SETTINGS["train"][mode]["epochs"] for mode in params.MODES}
 DIFFS = """
 import sys
 from dvc.cli import main
@@ -95,7 +96,9 @@ def test_diffs_tell_what_changed_and_no_more(compared, old, new):
         key: {"old": before[key], "new": after[key], "diff": after[key] - before[key]}
         for key in changed
     }
-    setting = {"train.frozen.epochs": {"old": 3, "new": 1, "diff": -2}}
+    setting = {
+        "train.frozen.epochs": {"old": EPOCHS["frozen"], "new": 1, "diff": 1 - EPOCHS["frozen"]}
+    }
 
     output = subprocess.check_output(  # in one process: starting DVC takes most of the time
         [sys.executable, "-c", DIFFS, old, new], cwd=compared, env=demo.environment(), text=True
@@ -121,11 +124,11 @@ def test_make_compare_prints_modes_gain_and_changed_params(compared):
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     results = ["frozen.accuracy", "finetuned.accuracy", "gain"]
     assert header == ["Experiment", *results, "train.frozen.epochs"]
-    for name, revision, epochs in (("base", "HEAD", "3"), ("short", "later", "1")):
+    for name, revision, epochs in (("base", "HEAD", EPOCHS["frozen"]), ("short", "later", 1)):
         [row] = [row for row in rows if f"[{name}]" in row[0]]
         values = committed(compared, revision)
         assert [float(cell) for cell in row[1:4]] == [round(values[key], 5) for key in results]
-        assert row[4] == epochs
+        assert row[4] == str(epochs)
 
 
 def test_make_compare_and_make_plots_without_experiments(reproduced):

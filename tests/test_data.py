@@ -1,7 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, contents, stage
+from conftest import ROOT, contents
 from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import Compose, Normalize, Resize, ToPILImage, ToTensor
@@ -74,17 +76,17 @@ def test_the_official_checksums_are_torchvisions():
     assert dict(zip(listed[1::2], listed[::2], strict=True)) == dict(official)
 
 
-def test_assets_are_held_to_the_official_checksums(project, tmp_path):
+def test_assets_are_held_to_the_official_checksums(project, tmp_path, monkeypatch):
     batches = tmp_path / "cifar-10-batches-py"
     synthetic.write(batches, 20, 20)
     text = (project / "params.yaml").read_text().replace("source: stripes", "source: cifar10")
     (project / "params.yaml").write_text(text)
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("ASSETS_DIR", str(tmp_path))
     before = contents(project / "data")
     for how in ("damaged", "missing"):
-        done = stage(project, "download", ASSETS_DIR=str(tmp_path))
-        assert done.returncode == 1
-        assert f"{batches / 'data_batch_1'}: is {how}" in done.stderr
-        assert done.stderr.count("\n") == 1
+        with pytest.raises(InputError, match=f"{batches / 'data_batch_1'}: is {how}"):
+            download.main()
         (batches / "data_batch_1").unlink(missing_ok=True)
     assert contents(project / "data") == before
 
@@ -198,3 +200,40 @@ def test_a_picture_is_upright_and_its_transparent_parts_are_white(tmp_path):
     assert (got[20:] == 255).all()
     save_picture(tmp_path / "clear.png", *left_half, size=(40, 40), mode="RGBA", colour="#f000")
     assert (data.read_picture(tmp_path / "clear.png", 40) == 255).all()
+
+
+def test_bad_pictures_are_named(album):
+    for number in range(12):
+        (album / f"test/sky/empty_{number}.png").touch()
+    content = (album / "train/apple/3.png").read_bytes()
+    (album / "train/apple/3.png").write_bytes(content[: len(content) // 2])
+    (album / "train/apple/list.txt").write_text("no picture")
+    (album / "train/apple/.hidden").write_text("of no account")
+    with pytest.raises(InputError) as refused:
+        data.read_source(str(album), 32)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert ".hidden" not in message
+    for name in ("train/apple/3.png", "train/apple/list.txt", "test/sky/empty_0.png"):
+        assert f"{album / name}: is " in message
+    assert message.endswith("and 4 more")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda album: shutil.rmtree(album / "test"), "test: must hold a folder"),
+        (lambda album: shutil.rmtree(album / "test/sky"), "train has .* but test has"),
+        (lambda album: (album / "train/void").mkdir(), "train: must hold a folder"),
+    ],
+)
+def test_what_the_layout_lacks_is_said(album, change, words):
+    change(album)
+    with pytest.raises(InputError, match=words):
+        data.read_source(str(album), 32)
+
+
+def test_more_than_8_bits_are_refused_rather_than_cut_off(tmp_path):
+    Image.new("I;16", (9, 9), 300).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png: has more than 8 bits"):
+        data.read_picture(tmp_path / "deep.png", 9)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -24,13 +25,25 @@ def start(project, *arguments) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def run(project, *arguments) -> tuple[int, str, str]:
-    """Its exit status, standard output and standard error; nothing may be left behind."""
-    with start(project, *arguments) as child:
-        out, err = child.communicate()
-    if "--keep" not in arguments:
-        assert list((project.parent / "scratch").iterdir()) == []
-    return child.returncode, out, err
+@pytest.fixture
+def run(project, monkeypatch, capfd):
+    """A function that verifies `project`: its exit status, standard output and standard error.
+
+    Nothing may be left behind.
+    """
+    scratch = project.parent / "scratch"
+    scratch.mkdir()
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["verify", *arguments])
+        code = verify.main()
+        if "--keep" not in arguments:
+            assert list(scratch.iterdir()) == []
+        return code, *capfd.readouterr()
+
+    return run
 
 
 def edit(path, pattern: str, replacement: str, count: int = 0) -> None:
@@ -47,10 +60,10 @@ def lock(project):
     return project / "dvc.lock"
 
 
-def test_the_same_results_again_are_certified_and_nothing_is_touched(project):
+def test_the_same_results_again_are_certified_and_nothing_is_touched(run, project):
     before = subprocess.check_output(["git", "status", "--porcelain", "--ignored"], cwd=project)
     cache = sorted((project / ".dvc/cache").rglob("*"))
-    code, out, _ = run(project)
+    code, out, _ = run()
     assert code == 0, out
     certificate = json.loads((project / "verify.json").read_text())
     assert certificate["verdict"] == "identical"
@@ -69,11 +82,11 @@ def test_the_same_results_again_are_certified_and_nothing_is_touched(project):
     assert sorted((project / ".dvc/cache").rglob("*")) == cache
 
 
-def test_a_hash_that_differs_with_the_same_accuracy_is_a_notice(project):
+def test_a_hash_that_differs_with_the_same_accuracy_is_a_notice(run, project):
     old = md5_in_lock(project, "models/frozen.safetensors")
     edit(lock(project), old, "f" * 32)
     commit(project, "as if it came from another kind of CPU")
-    code, out, _ = run(project)
+    code, out, _ = run()
     assert code == 0, out
     assert "NOTICE" in out
     verdicts = {
@@ -84,13 +97,13 @@ def test_a_hash_that_differs_with_the_same_accuracy_is_a_notice(project):
     assert set(verdicts.values()) == {"identical"}
 
 
-def test_a_metric_typed_in_by_hand_is_caught_even_if_the_lock_is_made_to_fit(project):
+def test_a_metric_typed_in_by_hand_is_caught_even_if_the_lock_is_made_to_fit(run, project):
     path = project / "metrics/evaluation.json"
     old = md5_in_lock(project, "metrics/evaluation.json")
     edit(path, r'"finetuned.accuracy": [\d.]+', '"finetuned.accuracy": 0.99')
     edit(lock(project), old, hashlib.md5(path.read_bytes()).hexdigest())
     commit(project, "a better result")
-    code, out, _ = run(project, "--stage", "evaluate")
+    code, out, _ = run("--stage", "evaluate")
     assert code == 1
     assert re.search(r"evaluate +\| metrics/evaluation.json +\| different", out)
 
@@ -105,54 +118,54 @@ def test_a_metric_typed_in_by_hand_is_caught_even_if_the_lock_is_made_to_fit(pro
         ("dvc.yaml", "python -m stages.render", "python -m stages.render -", "changed command"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_lock_is_caught(project, path, pattern, replacement, words):
+def test_what_does_not_fit_the_lock_is_caught(run, project, path, pattern, replacement, words):
     if pattern:
         edit(project / path, pattern, replacement, count=1)
     else:
         (project / path).write_bytes((project / path).read_bytes() + b"\0")
     commit(project, "changed, and not run again")
-    code, out, err = run(project, "--stage", "download")
+    code, out, err = run("--stage", "download")
     assert code == 1, err
     assert words in out
 
 
-def test_a_lock_edited_by_hand_is_caught(project):
+def test_a_lock_edited_by_hand_is_caught(run, project):
     old = md5_in_lock(project, "models/frozen.safetensors")
     edit(lock(project), old, "f" * 32, count=1)
     commit(project, "edited in one place")
-    code, out, _ = run(project, "--stage", "download")
+    code, out, _ = run("--stage", "download")
     assert code == 1
     assert "two hashes" in out
     edit(lock(project), md5_in_lock(project, "data/cifar10"), "1" * 32 + ".dir")
     commit(project, "edited in all places, but of a copied output")
-    code, out, _ = run(project, "--stage", "download")
+    code, out, _ = run("--stage", "download")
     assert code == 1
     assert re.search(r"download +\| data/cifar10 +\| different", out)
 
 
-def test_what_cannot_be_compared_is_said_and_nothing_stays(project, tmp_path):
+def test_what_cannot_be_compared_is_said_and_nothing_stays(run, project, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (project / "note.txt").write_text("?")
-    for folder, arguments, words in (
-        (project, [], "note.txt"),
-        (project, ["--stage", "cook"], "--stage cook: dvc.lock has download"),
+    for arguments, words in (
+        ([], "note.txt"),
+        (["--stage", "cook"], "--stage cook: dvc.lock has download"),
     ):
-        code, _, err = run(folder, *arguments)
+        code, _, err = run(*arguments)
         assert (code, words in err) == (2, True), err
         (project / "note.txt").unlink(missing_ok=True)
     subprocess.run(["git", "rm", "-rq", "stripes"], cwd=project, check=True)
     commit(project, "no data")
-    code, _, err = run(project, "--stage", "download")
+    code, _, err = run("--stage", "download")
     assert code == 2
     assert "MD5SUMS" in err
     assert "failed in the clone" in err
     subprocess.run(["git", "rm", "-q", "dvc.lock"], cwd=project, check=True)
     commit(project, "no lock")
-    code, _, err = run(project)
+    code, _, err = run()
     assert code == 2
     assert "dvc.lock: is not committed" in err
     os.rename(project / ".git", tmp_path / "gone")
-    code, _, err = run(project)
+    code, _, err = run()
     assert code == 2
     assert "not a git repository" in err
 
@@ -171,8 +184,8 @@ def test_an_interrupted_run_cleans_up(project, how):
     assert not (project / "verify.json").exists()
 
 
-def test_the_clone_is_kept_on_request(project):
-    code, out, _ = run(project, "--keep", "--stage", "download")
+def test_the_clone_is_kept_on_request(run, project):
+    code, out, _ = run("--keep", "--stage", "download")
     [clone] = (project.parent / "scratch").glob("verify-*/clone")
     assert code == 0
     assert f"The clone is kept in {clone}" in out

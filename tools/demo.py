@@ -64,19 +64,24 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "ASSETS_DIR"} | {"PATH": path}
 
 
-def main() -> None:
+def run(folder: Path) -> None:
+    """Make a project in `folder`, reproduce it, show its metrics."""
     notice = "DEMO on generated stripes: it shows how the pipeline runs; its numbers mean nothing."
     print(notice, flush=True)
-    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
-        make_project(Path(folder))
-        for command in ("repro", "metrics show --md"):
-            subprocess.run(
-                [sys.executable, "-m", "dvc", *command.split()],
-                cwd=folder,
-                env=environment(),
-                check=True,
-            )
+    make_project(folder)
+    for command in ("repro", "metrics show --md"):
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *command.split()],
+            cwd=folder,
+            env=environment(),
+            check=True,
+        )
     print(notice)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        run(Path(folder))
 
 
 if __name__ == "__main__":
