@@ -16,7 +16,6 @@ from conftest import commit, dvc, ran
 from tools import demo
 from transfer import params
 
-pytestmark = pytest.mark.xdist_group("compare")  # `compared` is made once
 PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
 EPOCHS = {mode: demo.SETTINGS["train"][mode]["epochs"] for mode in params.MODES}
 DIFFS = """
