@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import subprocess
@@ -29,7 +30,16 @@ def test_the_numbers_are_those_of_the_committed_metrics():
         assert line.replace("%*", " %*") in README
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", README))))
+def test_the_sweep_is_the_committed_one():
+    rows = csv.DictReader((ROOT / "docs/blocks.csv").open())
+    table = {row["model.blocks"]: row for row in rows}
+    assert list(table) == [str(count) for count in range(1, 13)]
+    for title, key in (("frozen", "frozen.accuracy"), ("finetuned", "finetuned.accuracy")):
+        cells = " | ".join(f"{100 * float(row[key]):.1f}" for row in table.values())
+        assert f"| {title} | {cells} |" in README
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
 def test_the_targets_it_names_exist(target):
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
