@@ -19,7 +19,7 @@ ACCURACIES = [f"{mode}.accuracy" for mode in params.MODES]
 
 def main() -> None:
     found = {
-        row["model.blocks"]: row
+        int(row["model.blocks"]): row | {"model.blocks": int(row["model.blocks"])}
         for row in dvc.api.exp_show()
         if (row["Experiment"] or "").startswith(NAME) and row.get("gain") is not None
     }
