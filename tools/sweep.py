@@ -10,33 +10,26 @@ import dvc.api
 from transfer import figures, params
 from transfer.description import table
 from transfer.errors import InputError, exit_cleanly
-from transfer.files import read_csv, write_csv
+from transfer.files import write_csv
 
 FOLDER = Path("docs")
 NAME = "blocks-"  # DVC numbers the experiments of a sweep that is named blocks
-ACCURACIES = [f"{mode}.accuracy" for mode in params.MODES]
+RESULTS = [*(f"{mode}.accuracy" for mode in params.MODES), "gain"]
 
 
 def main() -> None:
     found = {
-        int(row["model.blocks"]): row | {"model.blocks": int(row["model.blocks"])}
+        int(row["model.blocks"]): {name: row[name] for name in RESULTS}
         for row in dvc.api.exp_show()
         if (row["Experiment"] or "").startswith(NAME) and row.get("gain") is not None
     }
     if not found:
         raise InputError(f"there is no experiment {NAME}1 with results: run make sweep")
-    names = ["model.blocks", *ACCURACIES, "gain"]
-    write_csv(FOLDER / "blocks.csv", [{n: found[b][n] for n in names} for b in sorted(found)])
-    columns = read_csv(
-        FOLDER / "blocks.csv", {"model.blocks": int, **dict.fromkeys(names[1:], float)}
-    )
-    figures.save(
-        figures.accuracy_by_blocks(
-            columns["model.blocks"], {mode: columns[f"{mode}.accuracy"] for mode in params.MODES}
-        ),
-        FOLDER / "blocks.png",
-    )
-    cells = [(b, *(f"{v:.2%}" for v in row)) for b, *row in zip(*columns.values(), strict=True)]
+    blocks = sorted(found)
+    write_csv(FOLDER / "blocks.csv", [{"model.blocks": b} | found[b] for b in blocks])
+    accuracy = {mode: [found[b][f"{mode}.accuracy"] for b in blocks] for mode in params.MODES}
+    figures.save(figures.accuracy_by_blocks(blocks, accuracy), FOLDER / "blocks.png")
+    cells = [(b, *(f"{value:.2%}" for value in found[b].values())) for b in blocks]
     print(table(("blocks", *params.MODES, "gain"), cells))
 
 
