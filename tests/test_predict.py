@@ -112,12 +112,12 @@ def no_picture(project) -> str:
 
 
 def missing(project) -> str:
-    return r"cut\.png: no such file"
+    return r"cut\.png: No such file"
 
 
 def a_folder(project) -> str:
     (project / "cut.png").mkdir()
-    return r"cut\.png: no such file"
+    return r"cut\.png: Is a directory"
 
 
 def no_model(project) -> str:

@@ -8,18 +8,12 @@ import torch
 
 from transfer import data, figures, model, params, training
 from transfer.description import table
-from transfer.errors import InputError, exit_cleanly
+from transfer.errors import exit_cleanly
 
 ARRAYS = Path("data/cifar10")
 DRAWN = Path("predictions.png")
 MOST = 100  # pictures at a time: a taller drawing is of no use
 RANKS = ("first", "second", "third")
-
-
-def read(path: Path, size: int) -> np.ndarray:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    return data.read_picture(path, size)
 
 
 def main() -> None:
@@ -34,7 +28,7 @@ def main() -> None:
     classes = data.load_classes(ARRAYS)
     # As large as the pictures that the models learned from, so that they see no finer detail.
     size = data.load_split(ARRAYS, "test", classes).images.shape[1]
-    images = np.stack([read(path, size) for path in paths])
+    images = np.stack([data.read_picture(path, size) for path in paths])
     networks = {
         mode: model.trained(
             settings.model, len(classes), Path(f"models/{mode}.safetensors"), device

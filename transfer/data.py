@@ -105,13 +105,15 @@ def _read(folder: Path, listed: dict) -> tuple[dict[str, Split], list[str]]:
 def read_picture(path: str | Path, size: int) -> np.ndarray:
     """The picture at `path` as uint8 (size, size, 3): its middle, upright, in RGB, on white.
 
-    Raises InputError when it is damaged or no picture.
+    Raises InputError when it cannot be opened, is damaged or no picture.
     """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
             image = ImageOps.exif_transpose(image).convert("RGBA")
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: {error.strerror}") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: is empty, damaged or no picture") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

