@@ -28,7 +28,8 @@ demo: setup  ## the pipeline on small generated data in a temporary copy; its nu
 
 sweep: setup  ## accuracy against the blocks kept: 12 experiments on cats and dogs, half an hour; then docs/blocks.*
 	dvc exp run --queue --name blocks -S 'model.blocks=range(1,13)' -S 'data.classes=[cat,dog]' \
-		-S model.head=linear -S model.image_size=64 -S train.finetuned.epochs=8
+		-S model.head=linear -S model.image_size=64 -S train.weight_decay=0.05 \
+		-S train.frozen.epochs=8 -S train.frozen.views=4 -S train.finetuned.epochs=8
 	dvc exp run --run-all
 	python -m tools.sweep
 

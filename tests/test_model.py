@@ -33,6 +33,8 @@ def test_five_blocks_of_mobilenet_are_torchvisions_own(mobilenet):
     assert torch.equal(got, original.features[:5](pictures))
     assert model.parameters(network.backbone) == 24_224
     assert model.parameters(network.head) <= 500_000
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}  # torchvision's 0.01 lags behind
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,10 @@ def build(settings: Model, classes: int) -> nn.Sequential:
     model = nn.Sequential()
     model.add_module("backbone", backbone)
     model.add_module("head", HEADS[settings.head](shape[0], classes))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # torchvision's 0.01 in some networks would average over steps too long gone.
+            module.momentum = 0.1  # torch's default
     return model
 
 

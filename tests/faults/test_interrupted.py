@@ -16,7 +16,7 @@ from stages import train
 from tools import demo
 from transfer import checkpoint, params
 
-EPOCHS = 40  # enough that no kill comes too late, however busy the machine is
+EPOCHS = 20  # enough that no kill comes too late, however busy the machine is
 
 
 def results(folder: Path, mode: str) -> dict[str, bytes]:
