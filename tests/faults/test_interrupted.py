@@ -16,7 +16,7 @@ from stages import train
 from tools import demo
 from transfer import checkpoint, params
 
-EPOCHS = 20  # enough that no kill comes too late, however busy the machine is
+EPOCHS = 20  # so many that a kill does not come too late on a busy machine
 
 
 def results(folder: Path, mode: str) -> dict[str, bytes]:
