@@ -40,7 +40,7 @@ def unfinished(mode: str, *facts: object) -> Path:
     that it outlives them.
     """
     code = [Path(__file__), *Path(params.__file__).parent.glob("*.py")]
-    inputs = [BACKBONE, *ARRAYS.glob("*"), Path("params.yaml")]
+    inputs = [BACKBONE, ARRAYS / "SHA256SUMS", Path("params.yaml")]
     contents = checkpoint.key([*code, *inputs], mode, machine(), *facts)
     root, *_ = str(Path.cwd()).partition(f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}")
     return Path(root, ".checkpoints", f"{mode}-{contents}")

@@ -5,15 +5,18 @@ import json
 import os
 import platform
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
-from transfer.errors import end_with_parent, exit_cleanly
+from transfer.errors import exit_cleanly
 from transfer.files import write_json
 
 COST = Path("metrics/cost.json")
@@ -40,6 +43,26 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def end_with_dvc() -> None:
+    """Terminate this process as soon as the DVC that runs it has ended, however it ended.
+
+    Otherwise a stage would go on after its `dvc repro` was killed, beside the next one's.
+    """
+
+    def wait(dvc: psutil.Process) -> None:
+        with suppress(psutil.NoSuchProcess):
+            while dvc.status() != psutil.STATUS_ZOMBIE:  # dead, but its parent has not noticed
+                time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if "DVC_STAGE" in os.environ:
+        with suppress(psutil.Error, StopIteration):
+            # DVC names the stage to all that it starts (a shell, torchrun), and is above them.
+            parents = psutil.Process().parents()
+            dvc = next(parent for parent in parents if "DVC_STAGE" not in parent.environ())
+            threading.Thread(target=wait, args=[dvc], daemon=True).start()
+
+
 def run_stage(name: str, main: Callable[[], None]) -> None:
     """Run the stage `name`, then write its time and peak memory into metrics/cost.json.
 
@@ -61,5 +84,5 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         costs[name] = {"seconds": round(time.perf_counter() - start, 1), "peak_mib": peak // 2**20}
         write_json(COST, costs | {"machine": machine()})
 
-    end_with_parent()
+    end_with_dvc()
     exit_cleanly(stage)

@@ -112,12 +112,11 @@ def read_picture(path: str | Path, size: int) -> np.ndarray:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
             image = ImageOps.exif_transpose(image).convert("RGBA")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path}: {error.strerror}") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: is empty, damaged or no picture") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: is damaged or no picture: {error}") from None
+        reason = getattr(error, "strerror", None)  # the system's, which has not let it be read
+        raise InputError(f"{path}: {reason or f'is damaged or no picture: {error}'}") from None
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 

@@ -1,6 +1,5 @@
 """Whatever goes wrong ends in one line that says where, what and what to do."""
 
-import ctypes
 import signal
 import sys
 from collections.abc import Callable
@@ -25,13 +24,3 @@ def exit_cleanly(main: Callable[[], None]) -> None:
         sys.exit(f"error: {where}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
-
-
-def end_with_parent() -> None:
-    """Have Linux terminate this process when the one that started it ends, however it ends.
-
-    Otherwise a stage would go on after its `dvc repro` was killed, beside the next one's.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # prctl(2)
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
