@@ -36,7 +36,7 @@ sweep: setup  ## accuracy against the blocks kept: 12 experiments on cats and do
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
 
-bench: setup  ## measure what the speed claims rest on; half an hour, after make repro
+bench: setup  ## measure what the speed claims rest on; 40 minutes, after make repro
 	python -m benchmarks.bench
 
 compare: setup  ## print modes, gain and changed params of the last commit and its experiments

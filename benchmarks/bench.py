@@ -1,4 +1,4 @@
-"""What the speed claims rest on: `make bench`, after `make repro`. About half an hour on 2 cores.
+"""What the speed claims rest on: `make bench`, after `make repro`. About 40 minutes on 2 cores.
 
 Measures, side by side in one run: the pipeline's training against the notebook way, its step
 against the same step without data work, and how each stage grows with the data. Prints tables and

@@ -87,7 +87,7 @@ def test_same_bytes_in_another_folder_on_one_core_whatever_omp_says(project, one
         ("transfer/evaluation.py", "BINS = 15", "BINS = 10", {"evaluate"}),
         ("params.yaml", "views: 2", "views: 3", {"train@frozen"}),
         ("params.yaml", "crop: 4", "crop: 3", {"train@frozen", "train@finetuned"}),
-        ("params.yaml", "batch_size: 64", "batch_size: 16", {"render"}),
+        ("params.yaml", "batch_size: 16", "batch_size: 8", {"render"}),
         ("transfer/model.py", "width = 128", "width = 64",
          {"backbone", "train@frozen", "train@finetuned", "evaluate"}),
     ],

@@ -22,6 +22,7 @@ SETTINGS = {
         "frozen": {"epochs": 6, "views": 2},
         "finetuned": {"epochs": 6},
     },
+    "evaluate": {"batch_size": 16},
 }
 
 

@@ -27,12 +27,12 @@ def results(folder: Path, mode: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory) -> Path:
-    """As in conftest.py, but trained for EPOCHS."""
+    """As in conftest.py, but trained for EPOCHS, and no further."""
     folder = tmp_path_factory.mktemp("reproduced")
     epochs = {"epochs": EPOCHS}
     longer = demo.merge(demo.SETTINGS, {"train": dict.fromkeys(params.MODES, epochs)})
     demo.make_project(folder, settings=longer)
-    dvc(folder, "repro")
+    dvc(folder, "repro", "train@frozen", "train@finetuned")
     commit(folder, "results")
     return folder
 
@@ -114,10 +114,10 @@ def test_a_killed_dvc_repro_goes_on(reproduced, fresh, whom):
         kill = os.killpg if whom == "everything" else os.kill
         kill(child.pid, signal.SIGKILL)
         child.stdout.read()  # until the stage has ended, too: nothing may go on unseen
-    output = dvc(fresh, "repro")
+    output = dvc(fresh, "repro", "train@finetuned")
     assert resumed_after(output) >= 2
     assert results(fresh, "finetuned") == results(reproduced, "finetuned")
-    assert "up to date" in dvc(fresh, "status")
+    assert "up to date" in dvc(fresh, "status", "train@finetuned")
 
 
 def test_a_damaged_checkpoint_is_noticed_and_ignored(reproduced, fresh, capsys):
@@ -182,7 +182,7 @@ def test_other_settings_start_anew(fresh):
 
 
 def test_a_killed_experiment_in_a_temporary_copy_goes_on_in_the_next(fresh):
-    command = ["exp", "run", "--temp", "-S", "train.finetuned.head_lr=4e-3"]
+    command = ["exp", "run", "--temp", "-S", "train.finetuned.head_lr=4e-3", "train@finetuned"]
     with start(fresh, "dvc", *command) as child:
         wait_for(child, "finetuned epoch 3:")
         os.killpg(child.pid, signal.SIGKILL)

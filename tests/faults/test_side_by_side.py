@@ -16,11 +16,12 @@ SETTINGS = {"one": "train.frozen.views=1", "two": "train.frozen.head_lr=4e-3"}
 
 
 def start(project, how: str) -> None:
-    """Run both experiments of SETTINGS at the same time, to the end."""
+    """Run both experiments of SETTINGS at the same time, as far as what they change."""
     if how == "--temp":
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-n", name, "-S", setting],
+                [sys.executable, "-m", "dvc", "exp", "run", "--temp",
+                 "-n", name, "-S", setting, "train@frozen"],
                 cwd=project, env=demo.environment(), text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
@@ -30,7 +31,7 @@ def start(project, how: str) -> None:
         assert [child.returncode for child in children] == [0, 0], outputs
         return
     for name, setting in SETTINGS.items():
-        dvc(project, "exp", "run", "--queue", "-n", name, "-S", setting)
+        dvc(project, "exp", "run", "--queue", "-n", name, "-S", setting, "train@frozen")
     dvc(project, "queue", "start", "--jobs", "2")
     while "Running" in (status := dvc(project, "queue", "status")) or "Queued" in status:
         time.sleep(1)
