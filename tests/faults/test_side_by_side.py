@@ -17,21 +17,24 @@ SETTINGS = {"one": "train.frozen.views=1", "two": "train.frozen.head_lr=4e-3"}
 
 def start(project, how: str) -> None:
     """Run both experiments of SETTINGS at the same time, as far as what they change."""
+    commands = [
+        ["exp", "run", how, "-n", name, "-S", setting, "train@frozen"]
+        for name, setting in SETTINGS.items()
+    ]
     if how == "--temp":
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "dvc", "exp", "run", "--temp",
-                 "-n", name, "-S", setting, "train@frozen"],
+                [sys.executable, "-m", "dvc", *command],
                 cwd=project, env=demo.environment(), text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
-            for name, setting in SETTINGS.items()
+            for command in commands
         ]  # fmt: skip
         outputs = [child.communicate()[0] for child in children]
         assert [child.returncode for child in children] == [0, 0], outputs
         return
-    for name, setting in SETTINGS.items():
-        dvc(project, "exp", "run", "--queue", "-n", name, "-S", setting, "train@frozen")
+    for command in commands:
+        dvc(project, *command)
     dvc(project, "queue", "start", "--jobs", "2")
     while "Running" in (status := dvc(project, "queue", "status")) or "Queued" in status:
         time.sleep(1)
