@@ -1,22 +1,23 @@
-"""Stage `download`: CIFAR-10 or one's own pictures, checked, as uint8 arrays in data/cifar10/."""
+"""Stage `download`: CIFAR-10 or one's own images, checked, as uint8 arrays in data/prepared/."""
 
-from pathlib import Path
-
-from transfer import data, params
-from transfer.command import run_stage
+from transfer.common.arrays import PREPARED, require_all, write_arrays
+from transfer.common.params import load_params
+from transfer.common.stage import run_stage
+from transfer.sources.read import read_source, select_classes
 
 
 def main() -> None:
-    settings = params.load()
-    splits, classes = data.read_source(settings.data.source, settings.model.image_size)
-    if wanted := settings.data.classes:
-        splits = {
-            name: data.select_classes(split, classes, wanted) for name, split in splits.items()
-        }
+    params = load_params()
+    settings = params.data
+    splits, classes = read_source(
+        settings.source, params.model.image_size, settings.test_share, params.seed
+    )
+    if wanted := settings.classes:
+        splits = {name: select_classes(split, classes, wanted) for name, split in splits.items()}
         classes = wanted
     for name, split in splits.items():
-        data.require_all(split, classes, f"data.source = {settings.data.source}: {name}")
-    data.write_arrays(Path("data/cifar10"), splits, classes)
+        require_all(split.labels, classes, f"data.source = {settings.source}: {name}")
+    write_arrays(PREPARED, splits, classes)
 
 
 if __name__ == "__main__":

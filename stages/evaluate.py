@@ -1,54 +1,56 @@
-"""Stage `evaluate`: both models on the test set, and what fine-tuning added."""
+"""Stage `evaluate`: both models on the test set, and what fine-tuning adds."""
 
 from pathlib import Path
 
 import numpy as np
 
-from transfer import data, evaluation, model, params, training
-from transfer.command import run_stage
-from transfer.files import write_csv, write_json
+from transfer import metrics
+from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.files import write_csv, write_json
+from transfer.common.params import MODES, load_params
+from transfer.common.stage import run_stage
+from transfer.inference import choose_device, predict
+from transfer.model.backbone import freeze
+from transfer.model.network import load_trained, parameter_count
 
-ARRAYS = Path("data/cifar10")
 METRICS = Path("metrics")
 
 
 def main() -> None:
-    settings = params.load()
-    device = training.set_up(settings.train.device, settings.train.threads)
-    classes = data.load_classes(ARRAYS)
-    images, labels = data.load_split(ARRAYS, "test", classes)
-    labels = labels.numpy()
+    params = load_params()
+    device = choose_device(params.train.device, params.train.threads)
+    classes = load_classes(PREPARED)
+    names = np.array(classes, object)
+    images, label_tensor = load_split(PREPARED, "test", classes)
+    labels = label_tensor.numpy()
 
-    scores, recalls, right = {}, {}, {}
-    predictions = {"image": np.arange(len(labels)), "actual": np.array(classes)[labels]}
-    for mode in params.MODES:
+    scores, recalls, correct = {}, {}, {}
+    predictions = {"image": np.arange(len(labels)), "label": names[labels]}
+    for mode in MODES:
         path = Path(f"models/{mode}.safetensors")
-        network = model.trained(settings.model, len(classes), path, device)
+        network = load_trained(params.model, len(classes), path, device)
         if mode == "frozen":
-            model.freeze(network.backbone)
-        logits = training.predict(network, images, settings.model.image_size)
+            freeze(network.backbone)
+        logits = predict(network, images, params.model.image_size)
         probabilities = logits.double().softmax(1).numpy()
         predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-        right[mode] = predicted == labels
-        scores[mode] = evaluation.scores(probabilities, labels) | {
-            "parameters": model.parameters(network),
-            "trainable": model.parameters(network, trainable=True),
+        correct[mode] = predicted == labels
+        scores[mode] = metrics.scores(probabilities, labels) | {
+            "parameters": parameter_count(network),
+            "trainable": parameter_count(network, trainable=True),
         }
-        recalls[mode] = evaluation.per_class(predicted, labels, classes)
-        bins = evaluation.calibration(confidence, right[mode])
+        recalls[mode] = metrics.recall(predicted, labels, classes)
+        bins = metrics.calibration(confidence, correct[mode])
         write_csv(METRICS / f"calibration/{mode}.csv", bins)
-        predictions[mode] = np.array(classes)[predicted]
+        predictions[mode] = names[predicted]
         predictions[f"{mode}_confidence"] = confidence.round(4)
 
-    write_json(METRICS / "evaluation.json", evaluation.summary(scores, recalls, right))
-    write_csv(
-        METRICS / "per_class.csv",
-        [{"class": name} | {mode: recalls[mode][name] for mode in recalls} for name in classes],
-    )
+    write_json(METRICS / "evaluation.json", metrics.summary(scores, recalls, correct))
+    per_class = [{"class": name} | {m: recalls[m][name] for m in MODES} for name in classes]
+    write_csv(METRICS / "per_class.csv", per_class)
     rows = zip(*(column.tolist() for column in predictions.values()), strict=True)
-    write_csv(
-        METRICS / "predictions.csv", [dict(zip(predictions, row, strict=True)) for row in rows]
-    )
+    table = [dict(zip(predictions, row, strict=True)) for row in rows]
+    write_csv(METRICS / "predictions.csv", table)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,43 @@
-"""Stage `render`: the pictures in figures/."""
+"""Stage `render`: the figures in figures/."""
 
 import math
 from pathlib import Path
 
 import numpy as np
 
-from transfer import data, figures, params
-from transfer.command import run_stage
-from transfer.errors import InputError
-from transfer.files import read_csv
+from transfer import figures
+from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.errors import InputError
+from transfer.common.files import read_csv
+from transfer.common.params import MODES, load_params
+from transfer.common.stage import run_stage
 
-ARRAYS = Path("data/cifar10")
 METRICS = Path("metrics")
 FIGURES = Path("figures")
-PARTS = ("train", "validation")  # of the training images, as the curves name them
+CURVES = [f"{part}_{what}" for part in ("train", "validation") for what in ("accuracy", "loss")]
+
+
+def main() -> None:
+    count = load_params().figures.first_batch_size
+    classes = load_classes(PREPARED)
+    test = load_split(PREPARED, "test", classes)
+    predictions = read_predictions(classes)
+    if predictions["label"] != test.labels.tolist():
+        raise InputError(f"{METRICS}/predictions.csv: its labels are not those of the test set")
+    matrices = {mode: np.zeros((len(classes), len(classes)), int) for mode in MODES}
+    for mode, counts in matrices.items():
+        np.add.at(counts, (predictions["label"], predictions[mode]), 1)
+
+    figures.use_fonts_for(classes)
+    first = {name: values[:count] for name, values in predictions.items()}
+    drawn = {
+        "first_batch": figures.first_batch(test.images[:count].numpy(), first, classes),
+        "learning_curves": figures.learning_curves({mode: read_curves(mode) for mode in MODES}),
+        "confusion": figures.confusion(matrices, classes),
+        "per_class": figures.per_class(matrices, classes),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, FIGURES / f"{name}.png")
 
 
 def number(text: str) -> float:
@@ -23,38 +47,22 @@ def number(text: str) -> float:
     return value
 
 
-def main() -> None:
-    count = params.load().evaluate.batch_size
-    classes = data.load_classes(ARRAYS)
-    pictures = data.load_split(ARRAYS, "test", classes)
-    path = METRICS / "predictions.csv"
-    columns = dict.fromkeys(("actual", *params.MODES), classes.index)
-    columns |= {f"{mode}_confidence": number for mode in params.MODES}
-    predictions = read_csv(path, columns)
-    if predictions["actual"] != pictures.labels.tolist():
-        raise InputError(f"{path}: its true classes are not those of the test set; run dvc repro")
-    curves, matrices, accuracy = {}, {}, {}
-    for mode in params.MODES:
-        folder = METRICS / "curves" / mode / "plots" / "metrics"
-        curves[mode] = {
-            name: read_csv(folder / f"{name}.tsv", {name: number}, "\t")[name]
-            for name in (f"{part}_{what}" for part in PARTS for what in ("accuracy", "loss"))
-        }
-        if len({len(values) for values in curves[mode].values()}) > 1:
-            lengths = ", ".join(f"{name} {len(values)}" for name, values in curves[mode].items())
-            raise InputError(f"{folder}: not equally many epochs: {lengths}; run dvc repro")
-        matrices[mode] = np.zeros((len(classes), len(classes)), int)
-        np.add.at(matrices[mode], (predictions["actual"], predictions[mode]), 1)
-        accuracy[mode] = matrices[mode].diagonal() / matrices[mode].sum(1)
-    first = {name: values[:count] for name, values in predictions.items()}
-    drawn = {
-        "first_batch": figures.first_batch(pictures.images[:count].numpy(), first, classes),
-        "learning_curves": figures.learning_curves(curves),
-        "confusion": figures.confusion(matrices, classes),
-        "per_class": figures.per_class(accuracy, classes),
-    }
-    for name, figure in drawn.items():
-        figures.save(figure, FIGURES / f"{name}.png")
+def read_predictions(classes: list[str]) -> dict[str, list]:
+    """Labels and predictions as class numbers, and confidences, of each test image."""
+    numbers = {name: i for i, name in enumerate(classes)}
+    columns = dict.fromkeys(("label", *MODES), numbers.__getitem__)
+    confidences = dict.fromkeys((f"{mode}_confidence" for mode in MODES), number)
+    return read_csv(METRICS / "predictions.csv", columns | confidences)
+
+
+def read_curves(mode: str) -> dict[str, list[float]]:
+    """The values of each epoch that DVCLive has logged, by name."""
+    folder = METRICS / "curves" / mode / "plots" / "metrics"
+    curves = {name: read_csv(folder / f"{name}.tsv", {name: number}, "\t")[name] for name in CURVES}
+    if len({len(values) for values in curves.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in curves.items())
+        raise InputError(f"{folder}: not equally many epochs: {lengths}; run dvc repro")
+    return curves
 
 
 if __name__ == "__main__":

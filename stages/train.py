@@ -1,24 +1,35 @@
-"""Stage `train@MODE`: learn the head, and in mode `finetuned` the backbone too."""
+"""Stage `train@MODE`: train the head, and in mode `finetuned` the backbone, too."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from dvclive import Live
 
-from transfer import checkpoint, data, model, params, training
-from transfer.command import machine, run_stage
+from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.params import load_params
+from transfer.common.stage import run_stage
+from transfer.inference import choose_device
+from transfer.model.network import build, fill, load_weights, save_weights
+from transfer.splits import stratified
+from transfer.training.checkpoint import checkpoint_path
+from transfer.training.loop import Log, train
+from transfer.training.processes import join, process
 
 BACKBONE = Path("models/backbone.safetensors")
-ARRAYS = Path("data/cifar10")
 
 
 @contextmanager
-def curves(mode: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function that logs an epoch's number and its values, for DVC's plots and on a line."""
+def learning_curves(mode: str, first: bool) -> Iterator[Log]:
+    """A function that logs an epoch's number and its values, for DVC's plots and on a line.
+
+    Only the `first` of several processes logs.
+    """
+    if not first:
+        yield lambda *_: None
+        return
     with Live(f"metrics/curves/{mode}", dvcyaml=None, report=None, save_dvc_exp=False) as live:
 
         def log(epoch: int, values: dict[str, float]) -> None:
@@ -26,44 +37,38 @@ def curves(mode: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
             for name, value in values.items():
                 live.log_metric(name, value)
             live.make_summary()
-            print(
-                f"{mode} epoch {epoch}:", *(f"{k} {v:.4f}" for k, v in values.items()), flush=True
-            )
+            line = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            print(f"{mode} epoch {epoch}: {line}", flush=True)
 
         yield log
 
 
-def unfinished(mode: str, *facts: object) -> Path:
-    """Where the state of unfinished training is kept: named by everything that decides the result.
-
-    DVC runs experiments in copies of the project at ROOT/.dvc/tmp/exps/; they keep it in ROOT, so
-    that it outlives them.
-    """
-    code = [Path(__file__), *Path(params.__file__).parent.glob("*.py")]
-    inputs = [BACKBONE, ARRAYS / "SHA256SUMS", Path("params.yaml")]
-    contents = checkpoint.key([*code, *inputs], mode, machine(), *facts)
-    root, *_ = str(Path.cwd()).partition(f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}")
-    return Path(root, ".checkpoints", f"{mode}-{contents}")
-
-
 def main(mode: str) -> None:
-    settings = params.load()
-    device = training.set_up(settings.train.device, settings.train.threads)
-    classes = data.load_classes(ARRAYS)
-    pictures = data.load_split(ARRAYS, "train", classes)
-    parts = data.hold_out(pictures, settings.data.validation, settings.seed)
-    for part, what in zip(parts, ("left for training", "held out"), strict=True):
-        data.require_all(part, classes, f"data.validation = {settings.data.validation}: {what}")
-    torch.manual_seed(settings.seed)
-    network = model.build(settings.model, len(classes))
-    model.fill(network.backbone, model.load_state(BACKBONE), str(BACKBONE))
-    rank, processes = training.process()
-    state = unfinished(mode, device, processes)
-    with curves(mode) if rank == 0 else nullcontext() as log:
-        training.train(network, mode, *parts, settings, device, log, state)
+    params = load_params()
+    device = choose_device(params.train.device, params.train.threads)
+    join(device)
+    rank, processes = process()
+
+    # Hold out images to validate on; the test split is not read.
+    classes = load_classes(PREPARED)
+    data = load_split(PREPARED, "train", classes)
+    rest, held_out = stratified(
+        data.labels, params.train.shared.validation_share, classes, params.seed,
+        "train.shared.validation_share",
+    )  # fmt: skip
+
+    torch.manual_seed(params.seed)
+    network = build(params.model, len(classes))
+    fill(network.backbone, load_weights(BACKBONE), str(BACKBONE))
+    inputs = [Path("params.yaml"), Path(__file__), BACKBONE, PREPARED]
+    unfinished = checkpoint_path(mode, inputs, device, processes)
+    with learning_curves(mode, rank == 0) as log:
+        train(
+            network, mode, data.take(rest), data.take(held_out), params, device, log, unfinished
+        )  # fmt: skip
     if rank == 0:
-        model.save_state(Path(f"models/{mode}.safetensors"), network)
-        state.unlink(missing_ok=True)
+        save_weights(Path(f"models/{mode}.safetensors"), network)
+        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

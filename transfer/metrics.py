@@ -1,6 +1,7 @@
 """From predictions to metrics, and the paired comparison of the two modes."""
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -14,22 +15,22 @@ def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     `probabilities` is float64 (N, classes) with rows that sum to 1, `labels` int (N,). The loss
     is the mean cross-entropy in nats.
     """
-    right = probabilities.argmax(1) == labels
+    correct = probabilities.argmax(1) == labels
     likelihood = probabilities[np.arange(len(labels)), labels]
-    bins = calibration(probabilities.max(1), right)
+    bins = calibration(probabilities.max(1), correct)
     return {
-        "accuracy": float(right.mean()),
+        "accuracy": float(correct.mean()),
         "loss": float(-np.log(likelihood.clip(np.finfo(float).tiny)).mean()),
         "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(labels),
     }
 
 
-def per_class(predicted: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, float]:
-    """The share of each class's pictures that were recognised (its recall)."""
+def recall(predicted: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, float]:
+    """The recall of each class: the share of its images that were predicted as this class."""
     return {name: float((predicted == c)[labels == c].mean()) for c, name in enumerate(classes)}
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
     """Mean confidence, accuracy and count in each non-empty of 15 equal bins of confidence.
 
     The expected calibration error is the count-weighted mean of |accuracy - confidence| (Guo et
@@ -39,23 +40,23 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
     return [
         {
             "confidence": float(confidence[bins == b].mean()),
-            "accuracy": float(right[bins == b].mean()),
+            "accuracy": float(correct[bins == b].mean()),
             "count": int((bins == b).sum()),
         }
         for b in np.unique(bins)
     ]
 
 
-def compare(frozen_right: np.ndarray, finetuned_right: np.ndarray) -> dict[str, float]:
-    """How much `finetuned` gains over `frozen` on the same pictures; both bool (N,).
+def compare(frozen_correct: np.ndarray, finetuned_correct: np.ndarray) -> dict[str, float]:
+    """How much `finetuned` gains over `frozen` on the same images; both bool (N,).
 
     The 95 % interval is Wald's for paired proportions; mcnemar_p is McNemar's exact test, two
     sided (both in Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for
     paired binomial proportions", 2014).
     """
-    n = len(frozen_right)
-    won = int((finetuned_right & ~frozen_right).sum())
-    lost = int((frozen_right & ~finetuned_right).sum())
+    n = len(frozen_correct)
+    won = int((finetuned_correct & ~frozen_correct).sum())
+    lost = int((frozen_correct & ~finetuned_correct).sum())
     gain = (won - lost) / n
     half = float(norm.ppf(0.975)) * math.sqrt(won + lost - (won - lost) ** 2 / n) / n
     return {
@@ -69,11 +70,14 @@ def compare(frozen_right: np.ndarray, finetuned_right: np.ndarray) -> dict[str, 
 def summary(
     scores: dict[str, dict[str, float]],
     recalls: dict[str, dict[str, float]],
-    right: dict[str, np.ndarray],
-) -> dict[str, float]:
-    """One flat table of `MODE.NAME` and the comparison; what answers the question comes first."""
+    correct: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """`MODE.NAME` and the comparison, what answers the question first; then `recall`, MODE, CLASS.
+
+    The classes are apart, as a class may have any name, `accuracy` for one.
+    """
     names = list(scores["frozen"])
     ordered = {f"{mode}.{name}": scores[mode][name] for name in names for mode in scores}
     accuracies = {f"{mode}.accuracy": ordered.pop(f"{mode}.accuracy") for mode in scores}
-    per_class = {f"{mode}.{name}": r for mode in recalls for name, r in recalls[mode].items()}
-    return accuracies | compare(right["frozen"], right["finetuned"]) | ordered | per_class
+    comparison = compare(correct["frozen"], correct["finetuned"])
+    return accuracies | comparison | ordered | {"recall": recalls}

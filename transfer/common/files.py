@@ -1,16 +1,17 @@
-"""Writing files so that each appears whole or not at all; reading them only if they are whole."""
+"""Writing files so that each appears whole or not at all; reading tables only if they are whole."""
 
 import csv
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transfer.errors import InputError
+from transfer.common.errors import InputError
 
 
 @contextmanager
@@ -26,8 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
             partial = Path(folder, path.name)
             yield partial
             if path.is_dir():  # only an empty folder can be replaced in one step
-                path.rename(Path(folder, "old"))
-            partial.rename(path)
+                os.replace(path, Path(folder, "old"))
+            os.replace(partial, path)
     except OSError as error:
         reason = error.strerror or error  # numpy gives no strerror
         raise InputError(
@@ -58,33 +59,36 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def read_csv(
     path: Path, columns: dict[str, Callable[[str], Any]], delimiter: str = ","
 ) -> dict[str, list]:
-    """The `columns` of the table at `path`, each value read by the column's function.
+    """The `columns` of the table at `path`, each value converted by the column's function.
 
-    Raises InputError, which names the file and the line, when it is not such a table.
+    Raises InputError, which names the file, when it is not such a table.
     """
-    table = {name: [] for name in columns}
     try:
         text = path.read_text(encoding="utf-8")
-        rows = csv.DictReader(text.splitlines(), delimiter=delimiter, strict=True)
-        for line, row in enumerate(rows, 2):
-            for name, read in columns.items():
-                try:
-                    table[name].append(read(row[name]))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(f"{path}, line {line}: {error!r}; run dvc repro") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: {error}; run dvc repro") from None
-    if not text.endswith("\n") or not all(table.values()):
-        raise InputError(f"{path}: is empty or cut off; run dvc repro")
-    return table
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        if not rows or not text.endswith("\n"):
+            raise ValueError("it is empty or cut off")
+        return {name: [convert(row[name]) for row in rows] for name, convert in columns.items()}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error!r}; run dvc repro") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def sha256(path: Path) -> str:
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """The hex digest of the file at `path`. Raises OSError when it cannot be read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def project_root() -> Path:
+    """The folder of the project.
+
+    DVC runs experiments with --temp or --queue in copies at ROOT/.dvc/tmp/exps/; this is ROOT
+    there, too.
+    """
+    root, *_ = str(Path.cwd()).partition(f"{os.sep}{os.path.join('.dvc', 'tmp', 'exps')}{os.sep}")
+    return Path(root)

@@ -1,0 +1,84 @@
+"""The architecture in tables, for someone who wants to see what was kept, cut and replaced."""
+
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
+from torch import nn
+
+from transfer.common.params import Model
+from transfer.model.backbone import classifier, feature_blocks
+from transfer.model.network import build, parameter_count, trace
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = tabulate(rows, header, "plain", intfmt=",", missingval="-")
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def describe(settings: Model, classes: int) -> str:
+    """The original network, its blocks, the new network, and what is trained in each mode."""
+    size = settings.image_size
+    original = classifier(settings.name)
+    blocks = feature_blocks(original)
+    kept = dict(list(blocks.items())[: settings.blocks])
+    last_name, last = [
+        (name, module)
+        for name, module in original.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ][-1]
+    children = [
+        (name, type(child).__name__, parameter_count(child))
+        for name, child in original.named_children()
+    ]
+    containers = {name.partition(".")[0] for name in blocks}
+    replaced = [name for name, *_ in children if name not in containers]
+
+    network = build(settings, classes)
+    head = {f"head.{name}": module for name, module in network.head.named_children()}
+    part = dict.fromkeys(blocks, "cut") | dict.fromkeys(kept, "kept") | dict.fromkeys(head, "new")
+    traced = trace(blocks, size) | dict(list(trace(kept | head, size).items())[len(kept) :])
+    steps = [
+        (part[name], name, b.kind, "-" if b.shape is None else _by(b.shape), b.parameters, b.macs)
+        for name, b in traced.items()
+    ]
+    made = _by(traced[list(kept)[-1]].shape or ())
+    backbone_count, head_count = parameter_count(network.backbone), parameter_count(network.head)
+    total = backbone_count + head_count
+    tensors = [(name, _by(t.shape), t.numel()) for name, t in network.named_parameters()]
+    trained = [
+        ("backbone", backbone_count, "fixed", "trained"),
+        ("head", head_count, "trained", "trained"),
+        ("total", total, f"{head_count:,} trained", f"{total:,} trained"),
+    ]
+    return f"""\
+{settings.name}, cut after {list(kept)[-1]}, with a new {settings.head} head for {classes} classes
+
+THE ORIGINAL: torchvision's {type(original).__name__}, weights {settings.weights or "random"}
+
+{_table(("child", "kind", "parameters"), children)}
+
+  Its last layer was {last_name} = {last}
+
+BLOCK BY BLOCK, for an image of {size} x {size} pixels
+
+{_table(("", "block", "kind", "output C x H x W", "parameters", "MACs"), steps)}
+
+  kept      the first {len(kept)} of {len(blocks)} blocks: image -> feature map, {made}
+  cut       the other {len(blocks) - len(kept)} blocks
+  replaced  {", ".join(replaced)}: by the head
+  MACs      multiply-accumulates of the convolutions and linear layers, for one image
+
+WHAT IS TRAINED
+
+{_table(("part", "parameters", "mode frozen", "mode finetuned"), trained)}
+
+  In mode frozen the backbone runs in eval mode, so BatchNorm's statistics are fixed, too.
+
+EVERY PARAMETER OF THE NEW NETWORK
+
+{_table(("name", "shape", "parameters"), tensors)}
+"""

@@ -1,0 +1,67 @@
+"""From images to logits: the device, the input of a network, and prediction without gradients."""
+
+import ctypes
+import sys
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
+from tqdm import tqdm
+
+from transfer.common.errors import InputError
+
+# ImageNet's channel means and standard deviations, which the pretrained weights expect
+# (torchvision.transforms._presets.ImageClassification), here on the scale 0 to 255.
+MEAN = torch.tensor([0.485, 0.456, 0.406]) * 255
+STD = torch.tensor([0.229, 0.224, 0.225]) * 255
+CHUNK = 256  # images of 128 pixels a side in one forward pass without gradients
+
+
+def choose_device(device: str, threads: int) -> torch.device:
+    """The device that `train.device` names; fixes what results and speed depend on beside the code.
+
+    Floating-point sums depend on the number of threads, so it is not left to the machine. Raises
+    InputError when torch does not find the device.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if device not in ("auto", "cpu") and (found is None or found.type != device):
+        has = found.type if found else "no accelerator"
+        raise InputError(f"train.device = {device!r}: torch finds {has}; use auto or cpu")
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    if sys.platform == "linux":
+        # glibc gives large blocks back to the system at once and clears them anew for the next
+        # step. Keeping them (M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1, mallopt(3)) makes a step
+        # about twice as fast; musl has no mallopt.
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+        mallopt(-3, 2**30)
+        mallopt(-1, 2**31 - 1)
+    return torch.device("cpu") if device == "cpu" or found is None else torch.device(found.type)
+
+
+def to_input(images: Tensor, size: int) -> Tensor:
+    """uint8 NHWC -> what a backbone takes: float32 NCHW, `size` pixels a side, channels last.
+
+    Scaled bilinearly (with antialiasing when it shrinks) and rounded to uint8, as PIL does, which
+    is several times as fast as in float32; then normalised with ImageNet's statistics.
+    """
+    scaled = resize(images.permute(0, 3, 1, 2), [size, size])
+    mean, std = (t.to(images.device).view(3, 1, 1) for t in (MEAN, STD))
+    return torch.addcmul(-mean / std, scaled, 1 / std)  # (scaled - mean) / std, in one pass
+
+
+def chunk_size(image_size: int) -> int:
+    """How many images go through at a time where there is no gradient: it bounds memory."""
+    return max(1, CHUNK * 128**2 // max(image_size, 128) ** 2)
+
+
+def predict(network: nn.Module, images: Tensor, image_size: int) -> Tensor:
+    """Logits, float32 (N, classes) on the CPU, for uint8 NHWC `images`; no augmentation."""
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode():
+        chunks = tqdm(images.split(chunk_size(image_size)), "predict", leave=False, disable=None)
+        return torch.cat(
+            [network(to_input(chunk.to(device), image_size)).cpu() for chunk in chunks]
+        )

@@ -1,0 +1,151 @@
+"""Pretrained weights: torchvision's own, or a state dict of one's own."""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor
+
+from transfer.common.errors import InputError
+from transfer.common.files import file_digest
+from transfer.fetch import assets_dir, fetch
+
+OWN = Path("weights")  # DVC watches this folder, so that a changed file is noticed
+
+# sha256 (see `content_digest`) of the "features.*" tensors of torchvision's checkpoints, for
+# those that may come without their classifier: the file of mobilenet_v3_small with sha256
+# 047dcff4addef86ea5bc2eff13c9614dc11f47ab1160d0a71a25e7db994f4e1f.
+FEATURES_DIGEST = {
+    ("mobilenet_v3_small", "IMAGENET1K_V1"): (
+        "ada23de2f2263e0dccc27ab4f0d06881ac08dc4126fdd87020a3c1d7aa40a21a"
+    ),
+}
+
+# Where training scripts put a state dict into a larger checkpoint, and what wrappers (DataParallel,
+# Lightning modules, torch.compile) put before its keys.
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model")
+PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+def pretrained(name: str, weights: str) -> dict[str, Tensor]:
+    """The state dict that `weights` stands for: the name of torchvision weights, or a path.
+
+    Official weights come from the folder ASSETS_DIR, as the official file or as
+    NAME-WEIGHTS-features.pth, or else from torch's cache or a download; each is checked against its
+    sha256. Raises InputError when they are missing or not what the checksum says.
+    """
+    official = torchvision.models.get_model_weights(name).__members__
+    if weights not in official:
+        return _own(weights, ", ".join(official))
+    url = official[weights].url
+    file_name = Path(urlparse(url).path).name
+    assets = assets_dir()
+    path = (assets or Path(torch.hub.get_dir(), "checkpoints")) / file_name
+    if assets and not path.exists() and (name, weights) in FEATURES_DIGEST:
+        features = assets / f"{name}-{weights}-features.pth"
+        state = read_state_dict(features)
+        if content_digest(state) != FEATURES_DIGEST[name, weights]:
+            raise InputError(f"{features}: is not the features of torchvision's {weights}")
+        return state
+    prefix = path.stem.rpartition("-")[2]  # torchvision names a file by its sha256's start
+    if not assets:
+        fetch(url, path, "sha256", prefix)
+    elif not path.is_file():
+        raise InputError(f"{path}: is missing")
+    elif not file_digest(path).startswith(prefix):
+        raise InputError(f"{path}: is damaged or altered: its sha256 does not start with {prefix}")
+    return read_state_dict(path)
+
+
+def _own(weights: str, official: str) -> dict[str, Tensor]:
+    path = Path(weights)
+    inside = OWN.absolute() in Path(os.path.normpath(path.absolute())).parents
+    if path.exists() and not inside:
+        raise InputError(
+            f"model.weights = {weights!r}: must be in the folder {OWN}/, where DVC notices when it "
+            f"changes; move it there and take {(OWN / path.name).as_posix()}"
+        )
+    if not path.is_file():
+        raise InputError(
+            f"model.weights = {weights!r}: neither a file in {OWN}/ nor one of {official}"
+        )
+    return read_state_dict(path)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A state dict as people have them: .safetensors, or torch's format, no code unpickled.
+
+    It may be inside a checkpoint, have the prefixes of wrappers, and be in half precision, which
+    becomes float32; a line says so. Raises InputError, which names the file and the tensor.
+    """
+    state, changes = _unwrapped(_loaded(path))
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path}: must be a state dict: names and tensors")
+    tensors = {}
+    halves = False
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: must be a state dict: names and tensors, but {key!r} is "
+                f"a {type(value).__name__}; save model.state_dict()"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise InputError(f"{path}: {key} is not a plain tensor; save it dense, in float32")
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        tensors[key] = value.detach().float() if half else value.detach()
+        halves |= half
+    if changes or halves:
+        changes += ["half precision as float32"] if halves else []
+        print(f"{path}: read {', '.join(changes)}", flush=True)
+    return tensors
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):
+            raise InputError(f"{path}: is damaged: the checksum of {record} does not fit")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path}: is damaged, or holds other objects than tensors, such as a whole pickled "
+            "model, which could run code and is not read; save model.state_dict()"
+        ) from None
+    except Exception as error:  # torch.load has no common base for what it raises on bad files
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
+        raise InputError(f"{path}: cannot be read as a state dict: {reason}") from None
+
+
+def _unwrapped(state: Any) -> tuple[Any, list[str]]:
+    """`state` without the containers and prefixes around it, and what these were."""
+    changes = []
+    while isinstance(state, dict) and (
+        inside := next((c for c in CONTAINERS if isinstance(state.get(c), dict)), None)
+    ):
+        state = state[inside]
+        changes.append(f"what is in {inside!r}")
+    while isinstance(state, dict) and all(isinstance(key, str) for key in state):
+        prefix = next((p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None)
+        if not prefix:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        changes.append(f"without the prefix {prefix!r}")
+    return state, changes
+
+
+def content_digest(state: dict[str, Tensor]) -> str:
+    """sha256 over each key and the little-endian bytes of its tensor, in the keys' order."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""What would make training fail, or its result useless, refused early and by name."""
+
+import torch
+from torch import Tensor, nn
+
+from transfer.common.arrays import Split
+from transfer.common.errors import InputError
+from transfer.common.machine import free_memory
+from transfer.common.params import Params
+from transfer.model.network import Network, parameter_count, trace
+from transfer.training.batches import image_size_in
+from transfer.training.processes import process, share_of_batch
+
+
+def check_settings(network: Network, mode: str, data: Split, params: Params) -> None:
+    """Raise InputError where `params` do not fit `data` or the backbone of `network`."""
+    batch_size, max_shift = params.train.shared.batch_size, params.train.shared.max_shift
+    if len(data.labels) // process()[1] < share_of_batch(params):
+        raise InputError(
+            f"train.shared.batch_size = {batch_size}: there are only {len(data.labels)} "
+            "training images"
+        )
+    side = min(data.images.shape[1:3])
+    if max_shift >= side:
+        raise InputError(
+            f"train.shared.max_shift = {max_shift}: the images have only {side} pixels a side"
+        )
+    smallest = image_size_in(0, mode, params)
+    if trace({"backbone": network.backbone}, smallest)["backbone"].shape is None:
+        raise InputError(
+            f"train.finetuned.initial_scale = {params.train.finetuned.initial_scale:g}: the "
+            f"backbone makes no feature map of images of {smallest} pixels a side, as the first "
+            "epoch has them; raise it"
+        )
+
+
+def check_memory(learner: nn.Module, x: Tensor, params: Params) -> None:
+    """Raise InputError if a step on a batch of what `x` holds one of cannot fit into memory.
+
+    A step needs what autograd keeps for each image, as much again for what passes between
+    layers, and each parameter four times: itself, its gradient and AdamW's two moments.
+    """
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    learner.eval()  # BatchNorm's statistics must not move
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        learner(x)
+    needed = 2 * sum(kept.values()) * share_of_batch(params) + 16 * parameter_count(learner)
+    free = torch.cuda.mem_get_info()[0] if x.device.type == "cuda" else free_memory()
+    if needed > free:
+        raise InputError(
+            f"train.shared.batch_size = {params.train.shared.batch_size}, model.image_size = "
+            f"{params.model.image_size}: a step needs about {needed / 2**30:.1f} GiB, but only "
+            f"{free / 2**30:.1f} are free; lower one of them"
+        )
+
+
+def check_loss(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Raise InputError, which says `where`, when `loss` is not finite."""
+    if not torch.isfinite(loss):
+        rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups[::2])
+        raise InputError(
+            f"{where}: the loss is {loss.item()} at learning rates {rates}; "
+            "lower them in params.yaml"
+        )
+
+
+def check_outputs(logits: Tensor, where: str) -> None:
+    """Raise InputError, which says `where`, when a unit of the last layer is dead."""
+    if dead := (logits == logits[0]).all(0).nonzero().flatten().tolist():
+        raise InputError(
+            f"{where}: outputs {dead} of the head are dead units, with the same value for every "
+            "image; lower the learning rates in params.yaml"
+        )

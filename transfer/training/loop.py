@@ -1,0 +1,163 @@
+"""The training of both modes: check, prepare, resume; each epoch train, validate, log, keep."""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from transfer.common.arrays import Split
+from transfer.common.errors import InputError
+from transfer.common.params import Params
+from transfer.inference import predict, to_input
+from transfer.model.backbone import freeze
+from transfer.model.network import Network
+from transfer.training import checkpoint
+from transfer.training.batches import Batches, augmented, autocast, cached_features, image_size_in
+from transfer.training.checks import check_loss, check_memory, check_outputs, check_settings
+from transfer.training.optimizer import Schedule, make_optimizer, make_schedule
+from transfer.training.processes import from_first, process, share_of_batch, share_of_data
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    network: Network,
+    mode: str,
+    data: Split,
+    held_out: Split,
+    params: Params,
+    device: torch.device,
+    log: Log,
+    unfinished: Path | None = None,
+) -> None:
+    """Train `network` in place, in `mode` frozen or finetuned.
+
+    After each epoch, `log` gets its number, from 1, and the mean loss and accuracy in training
+    and on `held_out`. The state is then kept in the file `unfinished`, from which a call with the
+    same arguments resumes; remove it when the result is safe. Where torchrun started several
+    processes, each trains on its share of `data`, and only the first one logs and keeps.
+
+    Raises InputError when a step cannot fit into memory, and when the result is of no use: the
+    loss is not finite, a unit of the last layer is dead, a frozen backbone has changed.
+    """
+    check_settings(network, mode, data, params)
+    network.to(device).to(memory_format=torch.channels_last)
+    data = Split(*(tensor.to(device) for tensor in share_of_data(data)))
+    learner, batches_of = prepare(network, mode, data, params)
+    backbone = {key: value.clone() for key, value in network.backbone.state_dict().items()}
+
+    epochs, rank = getattr(params.train, mode).epochs, process()[0]
+    steps = len(data.labels) // share_of_batch(params)
+    optimizer = make_optimizer(network, mode, params)
+    rows = resume(network, optimizer, unfinished)
+    for row in rows if rank == 0 else []:
+        log(*row)
+    schedule = make_schedule(optimizer, steps * epochs, steps * len(rows), params)
+    if process()[1] > 1:
+        learner = DistributedDataParallel(learner)
+
+    for epoch in range(len(rows), epochs):
+        name = f"{mode} epoch {epoch + 1}/{epochs}"
+        bar = tqdm(batches_of(epoch), name, steps, leave=False, disable=None)
+        values = train_one_epoch(name, learner, bar, optimizer, schedule, params)
+        if rank > 0:
+            continue
+        size = image_size_in(epoch, mode, params)
+        values |= validate(name, network, held_out, size)
+        log(epoch + 1, values)
+        rows.append((epoch + 1, values))
+        if unfinished:
+            kept = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            checkpoint.save(unfinished, kept | {"rows": rows})
+
+    after = network.backbone.state_dict()
+    if mode == "frozen" and not all(torch.equal(after[key], backbone[key]) for key in backbone):
+        raise InputError("the backbone has changed although mode frozen must not change it")
+
+
+def prepare(
+    network: Network, mode: str, data: Split, params: Params
+) -> tuple[nn.Module, Callable[[int], Batches]]:
+    """The part of `network` that is trained, and a function: epoch -> its batches.
+
+    In mode frozen, that is the head on the features that the backbone extracts, once. Raises
+    InputError when a step cannot fit into memory.
+    """
+    one = to_input(data.images[:1], params.model.image_size)
+    if mode == "finetuned":
+        check_memory(network, one, params)
+        return network, functools.partial(augmented, data, params)
+    freeze(network.backbone)
+    check_memory(network.head, network.backbone(one), params)
+    return network.head, cached_features(network.backbone, data, params)
+
+
+def resume(
+    network: nn.Module, optimizer: torch.optim.Optimizer, unfinished: Path | None
+) -> list[tuple[int, dict[str, float]]]:
+    """Bring `network` and `optimizer` to the state kept in `unfinished`, if there is one.
+
+    Returns what was logged until then: the number and the values of each epoch.
+    """
+    rank = process()[0]
+    kept: dict[str, Any] | None = checkpoint.load(unfinished) if unfinished and rank == 0 else None
+    state = from_first(kept)
+    if not state:
+        return []
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    print(f"resuming after epoch {len(state['rows'])}, kept in {unfinished}", flush=True)
+    return state["rows"]
+
+
+def train_one_epoch(
+    name: str,
+    learner: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    params: Params,
+) -> dict[str, float]:
+    """Take one step on each batch (what `learner` takes, labels); the mean loss and accuracy.
+
+    Raises InputError, in which `name` says which epoch it is, when the loss is not finite.
+    """
+    learner.train()
+    smoothing = params.train.shared.label_smoothing
+    total_loss, correct, seen = torch.zeros(()), torch.zeros(()), 0
+    for step, (x, labels) in enumerate(batches, 1):
+        with autocast(x.device, params):
+            logits = learner(x)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total_loss = total_loss.to(x.device) + loss.detach() * len(labels)
+        correct = correct.to(x.device) + (logits.argmax(1) == labels).sum()
+        seen += len(labels)
+        check_loss(loss, optimizer, f"{name}, step {step}")
+    return {
+        "train_loss": (total_loss / seen).item(),
+        "train_accuracy": (correct / seen).item(),
+    }
+
+
+def validate(name: str, network: nn.Module, held_out: Split, image_size: int) -> dict[str, float]:
+    """Loss and accuracy on `held_out`, at the image size that the epoch has trained at.
+
+    Raises InputError, in which `name` says which epoch it is, when an output is dead.
+    """
+    logits = predict(network, held_out.images, image_size)
+    check_outputs(logits, name)
+    labels = held_out.labels.cpu()
+    return {
+        "validation_loss": F.cross_entropy(logits, labels).item(),
+        "validation_accuracy": (logits.argmax(1) == labels).double().mean().item(),
+    }
