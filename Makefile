@@ -1,4 +1,4 @@
-# `make` lists the targets that have a comment behind ##.
+# `make` lists the targets that have a comment behind ##. Each but the last makes .venv when needed.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -6,29 +6,28 @@ help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "error: Python 3.11.4 or newer is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --require-hashes --requirement requirements.txt
-	touch $@
+	$(PYTHON) -m tools.setup
 
 setup: .venv/installed  ## create .venv from requirements.txt, if it is missing or out of date
 
 repro: setup  ## check the settings, then run what is not up to date of the pipeline
-	python -m transfer.params
+	python -m transfer.common.params
 	dvc repro
-
-test: setup  ## run the tests
-	python -m pytest
-
-test-faults: setup  ## kill, damage and starve everything, and see that nothing is lost
-	python -m pytest tests/faults
 
 demo: setup  ## the pipeline on small generated data in a temporary copy; its numbers mean nothing
 	python -m tools.demo
 
+compare: setup  ## print modes, gain and changed params of the last commit and its experiments
+	@dvc exp show --md --only-changed --sort-by finetuned.accuracy --sort-order desc \
+		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
+		--drop 'Created$$|.*/|(frozen|finetuned)\.|recall\.|gain_|mcnemar'
+
+plots: setup  ## draw DVC's plots into dvc_plots/index.html
+	dvc plots show
+
 sweep: setup  ## accuracy against the blocks kept: 12 experiments on cats and dogs, half an hour; then docs/blocks.*
 	dvc exp run --queue --name blocks -S 'model.blocks=range(1,13)' -S 'data.classes=[cat,dog]' \
-		-S model.head=linear -S model.image_size=64 -S train.weight_decay=0.05 \
+		-S model.head=linear -S model.image_size=64 -S train.shared.weight_decay=0.05 \
 		-S train.frozen.epochs=8 -S train.frozen.views=4 -S train.finetuned.epochs=8
 	dvc exp run --run-all
 	python -m tools.sweep
@@ -36,23 +35,22 @@ sweep: setup  ## accuracy against the blocks kept: 12 experiments on cats and do
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
 
-bench: setup  ## measure what the speed claims rest on; 40 minutes, after make repro
+bench: setup  ## measure what the speed claims rest on; 15 minutes, after make repro
 	python -m benchmarks.bench
 
-compare: setup  ## print modes, gain and changed params of the last commit and its experiments
-	@dvc exp show --md --only-changed --sort-by finetuned.accuracy --sort-order desc \
-		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
-		--drop 'Created$$|.*/|(frozen|finetuned)\.|gain_|mcnemar'
+test: setup  ## run the tests
+	python -m pytest
 
-plots: setup  ## draw DVC's plots into dvc_plots/index.html
-	dvc plots show
+test-faults: setup  ## kill, damage and starve everything, and see that nothing is lost
+	python -m pytest -m faults
 
-lint: setup  ## check style and format
+lint: setup  ## check style, format and types
 	ruff check
 	ruff format --check
+	mypy stages transfer tools benchmarks
 
-lock: setup  ## compile requirements.txt from pyproject.toml (needs uv)
+lock:  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11.4 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro test test-faults demo sweep verify bench compare plots lint lock
+.PHONY: help setup repro demo compare plots sweep verify bench test test-faults lint lock

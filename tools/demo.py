@@ -1,68 +1,61 @@
 """The same pipeline on a small generated data set, in a temporary copy: no network, no weights."""
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tools import synthetic
+from tools.isolated import environment, git
+from transfer.common.errors import exit_cleanly, fail
+from transfer.common.params import load_params, merge
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ("dvc.lock", "metrics/", "figures/")
-SETTINGS = {
-    "data": {"source": "stripes", "validation": 50},
+# What a project is made of, without its results.
+PARTS = (
+    ".dvc/.gitignore", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitattributes", ".gitignore",
+    "Makefile", "benchmarks", "cifar10.md5", "dvc.yaml", "params.yaml", "stages", "tools",
+    "transfer", "weights",
+)  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "data": {"source": "stripes"},
     "model": {"weights": None, "image_size": 32},
     "train": {
         "device": "cpu",
-        "batch_size": 32,
+        "shared": {"batch_size": 32, "validation_share": 0.125},
         "frozen": {"epochs": 6, "views": 2},
         "finetuned": {"epochs": 6},
     },
-    "evaluate": {"batch_size": 16},
+    "figures": {"first_batch_size": 16},
 }
 
 
-def merge(settings: dict, changes: dict) -> dict:
-    """`settings` with `changes` in it; both may be nested."""
-    return settings | {
-        key: merge(settings[key], value) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-
-
 def make_project(
-    folder: Path, train: int = 400, test: int = 200, settings: dict = SETTINGS
+    folder: Path, train: int = 400, test: int = 200, settings: dict[str, Any] = SETTINGS
 ) -> None:
     """Copy the project without its results into `folder`, a Git repository of its own.
 
     `settings` are merged into its params.yaml; its data, in stripes/, is a generated set of
-    `train` + `test` pictures.
+    `train` + `test` images.
     """
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout.split("\0")  # fmt: skip
-    for name in filter(None, listed):
-        if not name.startswith(RESULTS) and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    document = yaml.safe_load((folder / "params.yaml").read_text())
-    text = yaml.safe_dump(merge(document, settings), sort_keys=False)
-    (folder / "params.yaml").write_text(text)
+    for name in PARTS:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copy(source, target)
+    document = merge(load_params(str(folder / "params.yaml")).model_dump(), settings)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
     synthetic.write(folder / "stripes", train, test)
-    for command in ("init --quiet", "add --all", "commit --quiet --message generated"):
-        identity = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
-        subprocess.run(["git", *identity, *command.split()], cwd=folder, check=True)
-
-
-def environment() -> dict[str, str]:
-    """This process's environment, with this Python first on PATH and without ASSETS_DIR."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {k: v for k, v in os.environ.items() if k != "ASSETS_DIR"} | {"PATH": path}
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "generated")
 
 
 def run(folder: Path) -> None:
@@ -71,19 +64,16 @@ def run(folder: Path) -> None:
     print(notice, flush=True)
     make_project(folder)
     for command in ("repro", "metrics show --md"):
-        subprocess.run(
-            [sys.executable, "-m", "dvc", *command.split()],
-            cwd=folder,
-            env=environment(),
-            check=True,
-        )
+        dvc = [sys.executable, "-m", "dvc", *command.split()]
+        if subprocess.run(dvc, cwd=folder, env=environment()).returncode:
+            fail(f"dvc {command} failed in the demo; its own message stands above")
     print(notice)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as folder:
         run(Path(folder))
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)

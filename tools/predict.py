@@ -1,50 +1,52 @@
-"""Print and draw what both models take pictures for; needs the models that dvc repro trained."""
+"""Print and draw both models' predictions of images; needs the models that dvc repro trained."""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
-from transfer import data, figures, model, params, training
-from transfer.description import table
-from transfer.errors import exit_cleanly
+from transfer import figures
+from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.errors import exit_cleanly, printable
+from transfer.common.params import MODES, load_params
+from transfer.inference import choose_device, predict
+from transfer.model.network import load_trained
+from transfer.sources.images import read_image
 
-ARRAYS = Path("data/cifar10")
 DRAWN = Path("predictions.png")
-MOST = 100  # pictures at a time: a taller drawing is of no use
+MOST = 100  # images at a time: a taller figure is of no use
 RANKS = ("first", "second", "third")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="a picture file")
-    paths = parser.parse_args().pictures
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+    paths = parser.parse_args().images
     if len(paths) > MOST:
-        parser.error(f"{len(paths)} pictures; at most {MOST} at a time")
+        parser.error(f"{len(paths)} images; at most {MOST} at a time")
 
-    settings = params.load()
-    device = training.set_up(settings.train.device, settings.train.threads)
-    classes = data.load_classes(ARRAYS)
-    # As large as the pictures that the models learned from, so that they see no finer detail.
-    size = data.load_split(ARRAYS, "test", classes).images.shape[1]
-    images = np.stack([data.read_picture(path, size) for path in paths])
+    params = load_params()
+    device = choose_device(params.train.device, params.train.threads)
+    classes = load_classes(PREPARED)
+    # As large as the images that the models were trained on, so that they get no finer detail.
+    size = load_split(PREPARED, "test", classes).images.shape[1]
+    images = np.stack([read_image(path, size) for path in paths])
     networks = {
-        mode: model.trained(
-            settings.model, len(classes), Path(f"models/{mode}.safetensors"), device
-        )
-        for mode in params.MODES
+        mode: load_trained(params.model, len(classes), Path(f"models/{mode}.safetensors"), device)
+        for mode in MODES
     }
 
     top = {}
     for mode, network in networks.items():
-        logits = training.predict(network, torch.from_numpy(images), settings.model.image_size)
-        best = logits.double().softmax(1).topk(min(len(RANKS), len(classes)))
+        logits = predict(network, torch.from_numpy(images), params.model.image_size)
+        highest = logits.double().softmax(1).topk(min(len(RANKS), len(classes)))
         top[mode] = [
             [(classes[number], probability) for number, probability in zip(*row, strict=True)]
-            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for row in zip(highest.indices.tolist(), highest.values.tolist(), strict=True)
         ]
-    names = [str(path) for path in paths]
+    names = [printable(path) for path in paths]
     rows = [
         (
             figures.shortened(name, 40),
@@ -52,10 +54,13 @@ def main() -> None:
             *(f"{probability:6.1%} {label}" for label, probability in top[mode][i]),
         )
         for i, name in enumerate(names)
-        for mode in params.MODES
+        for mode in MODES
     ]
-    print(table(("picture", "mode", *RANKS)[: len(rows[0])], rows))
-    figures.save(figures.answers(images, names, top), DRAWN)
+    header = ("image", "mode", *RANKS)[: len(rows[0])]
+    print(tabulate(rows, header, "plain", disable_numparse=True, preserve_whitespace=True))
+    figures.use_fonts_for([*names, *classes])
+    best = {mode: [ranked[0] for ranked in top[mode]] for mode in MODES}
+    figures.save(figures.predictions(images, names, best), DRAWN)
     print(f"drawn in {DRAWN}")
 
 

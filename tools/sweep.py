@@ -6,15 +6,16 @@ Writes docs/blocks.csv and docs/blocks.png and prints the table.
 from pathlib import Path
 
 import dvc.api
+from tabulate import tabulate
 
-from transfer import figures, params
-from transfer.description import table
-from transfer.errors import InputError, exit_cleanly
-from transfer.files import write_csv
+from transfer import figures
+from transfer.common.errors import InputError, exit_cleanly
+from transfer.common.files import write_csv
+from transfer.common.params import MODES
 
 FOLDER = Path("docs")
 NAME = "blocks-"  # DVC numbers the experiments of a sweep that is named blocks
-RESULTS = [*(f"{mode}.accuracy" for mode in params.MODES), "gain"]
+RESULTS = [*(f"{mode}.accuracy" for mode in MODES), "gain"]
 
 
 def main() -> None:
@@ -27,10 +28,10 @@ def main() -> None:
         raise InputError(f"there is no experiment {NAME}1 with results: run make sweep")
     blocks = sorted(found)
     write_csv(FOLDER / "blocks.csv", [{"model.blocks": b} | found[b] for b in blocks])
-    accuracy = {mode: [found[b][f"{mode}.accuracy"] for b in blocks] for mode in params.MODES}
+    accuracy = {mode: [found[b][f"{mode}.accuracy"] for b in blocks] for mode in MODES}
     figures.save(figures.accuracy_by_blocks(blocks, accuracy), FOLDER / "blocks.png")
-    cells = [(b, *(f"{value:.2%}" for value in found[b].values())) for b in blocks]
-    print(table(("blocks", *params.MODES, "gain"), cells))
+    rows = [(b, *found[b].values()) for b in blocks]
+    print(tabulate(rows, ("blocks", *MODES, "gain"), floatfmt=".2%"))
 
 
 if __name__ == "__main__":

@@ -6,250 +6,227 @@ something else differs; 2 when the comparison could not be made.
 """
 
 import argparse
+import html
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
 import yaml
+from tabulate import tabulate
 
-from tools.demo import environment
-from transfer.command import COST, machine
-from transfer.errors import InputError
-from transfer.files import write_json, write_text
+from tools.isolated import environment, git
+from transfer.common.errors import InputError, exit_cleanly
+from transfer.common.files import write_json, write_text
+from transfer.common.machine import machine
+from transfer.common.stage import COST
 
-METRICS = "metrics/evaluation.json"
+METRICS = Path("metrics/evaluation.json")
 # Their outputs are copied and cut, not computed, so they are the same on every machine.
 EXACT = ("download", "backbone")
 IDENTICAL, WITHIN, DIFFERENT = "identical", "within tolerance", "different"
+HEADLINE = {
+    IDENTICAL: "Every output that was made again is the committed one, byte for byte.",
+    WITHIN: (
+        "NOTICE: some bytes differ, as on another kind of CPU or with other package versions; "
+        "every accuracy is within the tolerance of the committed one."
+    ),
+    DIFFERENT: "The committed results are NOT what the committed code gives.",
+}
 
 
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True)
-    if done.returncode:
-        raise InputError(f"git {arguments[0]} in {folder}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def committed_root(folder: Path) -> Path:
-    """The root of the Git repository around `folder`, if all of it is committed."""
-    root = Path(git(folder, "rev-parse", "--show-toplevel").strip())
-    if changes := git(root, "status", "--porcelain"):
-        raise InputError(f"{root}: uncommitted changes; commit or stash them first:\n{changes}")
-    if not git(root, "ls-files", "dvc.lock"):
-        raise InputError(f"{root / 'dvc.lock'}: is not committed; run make repro and commit it")
-    return root
-
-
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; run make repro and commit its results") from None
+        raise InputError(f"{path}: {error}; run dvc repro and commit its results") from None
 
 
-def read_lock(folder: Path) -> dict[str, dict]:
+def read_lock(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "dvc.lock"
     try:
-        return yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+        return yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / 'dvc.lock'}: is no lock file of DVC: {error!r}") from None
+        raise InputError(f"{path}: is no lock file of DVC: {error!r}") from None
 
 
-@contextmanager
-def dvc(clone: Path, *arguments: str, **popen):
-    """DVC in `clone` as a child process that never outlives this one; no cache but the clone's."""
-    private = {
-        name: str(clone.parent / "dvc")
-        for name in ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR")
-    }
-    assets = os.environ.get("ASSETS_DIR")
-    private |= {"ASSETS_DIR": str(Path(assets).resolve())} if assets else {}
-    child = subprocess.Popen(
+def clone_of(folder: Path, target: Path) -> Path:
+    """The project at `folder` in a clone at `target`, if all of it is committed.
+
+    The project may be a subfolder of its repository.
+    """
+    root = Path(git(folder, "rev-parse", "--show-toplevel").strip())
+    if changes := git(folder, "status", "--porcelain", "--", "."):
+        raise InputError(f"{folder}: uncommitted changes; commit or stash them first: {changes}")
+    if not git(folder, "ls-files", "dvc.lock"):
+        raise InputError(f"{folder / 'dvc.lock'}: is not committed; run dvc repro and commit it")
+    git(root, "clone", "--quiet", "--no-hardlinks", str(root), str(target))
+    return target / git(folder, "rev-parse", "--show-prefix").strip()
+
+
+def dvc(project: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run DVC in `project`, with no cache or settings but its own; it never outlives this call."""
+    names = ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR")
+    private = dict.fromkeys(names, str(project / ".dvc" / "tmp" / "private"))
+    with psutil.Popen(
         [sys.executable, "-m", "dvc", *arguments],
-        cwd=clone, env=environment() | private, text=True, start_new_session=True, **popen,
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        cwd=project, env=environment(assets=True) | private, encoding="utf-8", **options,
+    ) as child:  # fmt: skip
+        try:
+            output, _ = child.communicate()
+        except BaseException:
+            family = [*child.children(recursive=True), child]
+            for process in family:
+                process.kill()
+            psutil.wait_procs(family)
+            raise
+    return subprocess.CompletedProcess(arguments, child.returncode, output)
 
 
-def broken_promises(clone: Path, lock: dict[str, dict]) -> list[str]:
+def contradictions(project: Path, lock: dict[str, dict[str, Any]]) -> list[str]:
     """Where dvc.lock does not fit the committed files, or itself: no run is needed to see it."""
-    with dvc(clone, "status", "--json", stdout=subprocess.PIPE) as child:
-        status = json.loads(child.communicate()[0] or "{}")
-    changes = [
-        (stage, what, path, state)
+    status = json.loads(dvc(project, "status", "--json", stdout=subprocess.PIPE).stdout or "{}")
+    found = [
+        f"{stage}: {what}: {path} {state}".rstrip()
         for stage, entries in status.items()
         for entry in entries
         for what, paths in (entry if isinstance(entry, dict) else {entry: {"": ""}}).items()
         for path, state in paths.items()
-    ]
-    # DVC's cache is not in the clone, so neither are the outputs that it keeps: no fault.
-    cached = {path for *_, path, state in changes if state == "not in cache"}
-    found = [
-        f"{stage}: {what}: {path} {state}".rstrip()
-        for stage, what, path, state in changes
-        if not cached & {path, *map(str, Path(path).parents)}
+        if state not in ("deleted", "not in cache")  # a clone has no cache
     ]
     made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
-    for stage, entry in lock.items():
-        found += [
-            f"{stage}: dvc.lock gives {dep['path']} two hashes, as a result and as a dependency"
-            for dep in entry.get("deps", [])
-            if made.get(dep["path"], dep["md5"]) != dep["md5"]
-        ]
-    return found
+    return found + [
+        f"{stage}: dvc.lock gives {dep['path']} two hashes, as a result and as a dependency"
+        for stage, entry in lock.items()
+        for dep in entry.get("deps", [])
+        if made.get(dep["path"], dep["md5"]) != dep["md5"]
+    ]
 
 
-def compare_metrics(old: dict, new: dict, tolerance: float) -> tuple[list[dict], bool]:
+def flatten(values: dict[str, Any], above: str = "") -> dict[str, float]:
+    """Nested metrics with the names that DVC gives them."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{above}{name}.") if inner else {above + name: value}
+    return flat
+
+
+def compare_metrics(
+    old: dict[str, Any], new: dict[str, Any], tolerance: float
+) -> tuple[list[dict[str, Any]], bool]:
     """Each metric's old and new value; and whether the accuracies are within `tolerance`.
 
     Counts of parameters must be equal. Losses, calibration and single classes are only shown.
     """
-    rows, good = [], old.keys() == new.keys()
-    for name in old.keys() & new.keys():
-        difference = new[name] - old[name]
-        rows.append({"metric": name, "old": old[name], "new": new[name], "difference": difference})
-        if name == "gain" or name.endswith(".accuracy"):
+    before, after = flatten(old), flatten(new)
+    rows, good = [], before.keys() == after.keys()
+    for name in (name for name in before if name in after):
+        difference = after[name] - before[name]
+        row = {"metric": name, "old": before[name], "new": after[name], "difference": difference}
+        rows.append(row)
+        if name == "gain" or (name.endswith(".accuracy") and not name.startswith("recall.")):
             good &= abs(difference) <= tolerance
-        elif name.endswith((".parameters", ".trainable")):
+        elif name.endswith((".parameters", ".trainable")) and not name.startswith("recall."):
             good &= difference == 0
-    return sorted(rows, key=lambda row: list(old).index(row["metric"])), good
+    return rows, good
 
 
-def verify(folder: Path, stage: str | None, tolerance: float, clone: Path) -> dict:
+def verify(folder: Path, stage: str | None, tolerance: float, scratch: Path) -> dict[str, Any]:
     """Clone, run from scratch, compare; returns the certificate."""
-    root = committed_root(folder)
-    git(root, "clone", "--quiet", "--no-hardlinks", str(root), str(clone))
-    lock = read_lock(clone)
+    project = clone_of(folder, scratch / "clone")
+    lock = read_lock(project)
     if stage and stage not in lock:
         raise InputError(f"--stage {stage}: dvc.lock has {', '.join(lock)}")
-    old_metrics = read_json(clone / METRICS)
-    committed_on = read_json(clone / COST).get("machine")
-    (clone / COST).unlink()  # so that it lists only what runs now
-    faults = broken_promises(clone, lock)
+    old_metrics = read_json(project / METRICS)
+    committed_on = read_json(project / COST).get("machine") or {}
+    (project / COST).unlink()  # so that it lists only what runs now
+    faults = contradictions(project, lock)
 
-    with dvc(clone, "repro", "--force", "--no-run-cache", *([stage] if stage else [])) as child:
-        if child.wait():
-            raise InputError("the pipeline failed in the clone; its own message stands above")
+    if dvc(project, "repro", "--force", "--no-run-cache", *([stage] if stage else [])).returncode:
+        raise InputError("the pipeline failed in the clone; its own message stands above")
 
-    new_lock, cost = read_lock(clone), read_json(clone / COST)
+    new_lock, cost = read_lock(project), read_json(project / COST)
     ran = [name for name in cost if name in new_lock]
-    metrics, good = [], False
+    metrics: list[dict[str, Any]] = []
+    good = False
     if "evaluate" in ran:
-        metrics, good = compare_metrics(old_metrics, read_json(clone / METRICS), tolerance)
+        metrics, good = compare_metrics(old_metrics, read_json(project / METRICS), tolerance)
     outputs = []
     for name in ran:
         old = {out["path"]: out["md5"] for out in lock.get(name, {}).get("outs", [])}
+        excused = WITHIN if good and name not in EXACT else DIFFERENT
         for out in new_lock[name]["outs"]:
-            excused = WITHIN if good and name not in EXACT else DIFFERENT
             verdict = IDENTICAL if old.get(out["path"]) == out["md5"] else excused
-            outputs.append(
-                {
-                    "stage": name,
-                    "output": out["path"],
-                    "verdict": verdict,
-                    "seconds": cost[name]["seconds"],
-                }
-            )
+            outputs.append({"stage": name, "output": out["path"], "verdict": verdict})
     verdicts = {output["verdict"] for output in outputs} | ({DIFFERENT} if faults else set())
     return {
         "verdict": next(v for v in (DIFFERENT, WITHIN, IDENTICAL) if v in verdicts),
-        "commit": git(root, "rev-parse", "HEAD").strip(),
+        "commit": git(folder, "rev-parse", "HEAD").strip(),
         "tolerance": tolerance,
         "faults": faults,
         "outputs": outputs,
+        "seconds": {name: cost[name]["seconds"] for name in ran},
         "metrics": metrics,
         "committed_on": committed_on,
         "verified_on": machine(),
     }
 
 
-HEADLINE = {
-    IDENTICAL: "Every output that was made again is the committed one, byte for byte.",
-    WITHIN: (
-        "NOTICE: some bytes differ, as on another kind of CPU or with other package versions; "
-        "every accuracy is within {tolerance} of the committed one."
-    ),
-    DIFFERENT: "The committed results are NOT what the committed code gives.",
-}
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of Markdown; names of the user's (classes) are not interpreted."""
+    escaped = [
+        [html.escape(str(cell), quote=False).replace("|", r"\|") for cell in r] for r in rows
+    ]
+    return tabulate(escaped, header, "github", disable_numparse=True) + "\n"
 
 
-def report(certificate: dict) -> str:
+def report(certificate: dict[str, Any]) -> str:
     """The certificate as Markdown that also reads well in a terminal."""
-
-    def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-        lines = [header, *rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = [
-            " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            for line in lines
-        ]
-        rule = "-|-".join("-" * width for width in widths)
-        return [f"| {line} |" for line in (padded[0], rule, *padded[1:])]
-
+    c = certificate
+    seconds = c["seconds"]
     outputs = [
-        (o["stage"], o["output"], o["verdict"], f"{o['seconds']:.1f}")
-        for o in certificate["outputs"]
+        (o["stage"], o["output"], o["verdict"], f"{seconds[o['stage']]:.1f}") for o in c["outputs"]
     ]
     metrics = [
         (m["metric"], *(f"{m[key]:.6g}" for key in ("old", "new", "difference")))
-        for m in certificate["metrics"]
+        for m in c["metrics"]
     ]
-    machines = [
-        (key, str((certificate["committed_on"] or {}).get(key)), str(value))
-        for key, value in certificate["verified_on"].items()
+    machines = [(key, c["committed_on"].get(key), value) for key, value in c["verified_on"].items()]
+    parts = [
+        f"# Verification of {c['commit'][:10]}: {c['verdict']}\n",
+        "\n".join([HEADLINE[c["verdict"]], *(f"- {html.escape(fault)}" for fault in c["faults"])]),
+        "",
+        table(("stage", "output", "verdict", "seconds"), outputs),
+        table(("metric", "committed", "again", "difference"), metrics) if metrics else "",
+        table(("machine", "committed on", "verified on"), machines),
     ]
-    return "\n".join(
-        [
-            f"# Verification of {certificate['commit'][:10]}: {certificate['verdict']}",
-            "",
-            HEADLINE[certificate["verdict"]].format(tolerance=certificate["tolerance"]),
-            *(f"- {fault}" for fault in certificate["faults"]),
-            "",
-            *table(("stage", "output", "verdict", "seconds"), outputs),
-            "",
-            *(table(("metric", "committed", "again", "difference"), metrics) if metrics else []),
-            "",
-            *table(("machine", "committed on", "verified on"), machines),
-            "",
-        ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.verify", description=str(__doc__).splitlines()[0]
     )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", help="run only this stage and those that it needs")
     parser.add_argument("--tolerance", type=float, default=0.01, help="on accuracies, default 0.01")
-    parser.add_argument("--keep", action="store_true", help="keep the clone and say where it is")
     options = parser.parse_args()
-    # A terminated run must clean up as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    scratch = Path(tempfile.mkdtemp(prefix="verify-"))
-    try:
-        certificate = verify(Path.cwd(), options.stage, options.tolerance, scratch / "clone")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        if options.keep:
-            print(f"The clone is kept in {scratch / 'clone'}")
-        else:
-            shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as scratch:
+        try:
+            certificate = verify(Path.cwd(), options.stage, options.tolerance, Path(scratch))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     text = report(certificate)
     write_json(Path("verify.json"), certificate)
     write_text(Path("verify.md"), text)
     print(text)
-    return 1 if certificate["verdict"] == DIFFERENT else 0
+    sys.exit(certificate["verdict"] == DIFFERENT)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_cleanly(main)
