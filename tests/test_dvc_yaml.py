@@ -1,26 +1,26 @@
 """dvc.yaml names exactly what each stage imports and which settings it reads, as the code says."""
 
 import ast
+import functools
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers import ROOT, STAGES, dvc, edit
 
-from transfer import params
-from transfer.params import Section
-
-STAGES = ["download", "backbone", "train@frozen", "train@finetuned", "evaluate", "render"]
+from transfer.common.params import Section, load_params
 
 
-def imported(path: Path) -> set[Path]:
+@functools.cache
+def imported(path: Path) -> frozenset[Path]:
     """The project's files that the one at `path` imports, directly or through another, and it."""
     found, todo = set(), {path}
     while todo:
         current = todo.pop()
         found.add(current)
-        for node in ast.walk(ast.parse((ROOT / current).read_text())):
+        for node in ast.walk(ast.parse((ROOT / current).read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -28,7 +28,14 @@ def imported(path: Path) -> set[Path]:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             files = {Path(name.replace(".", "/") + ".py") for name in names}
             todo |= {file for file in files if (ROOT / file).is_file()} - found
-    return found
+    return frozenset(found)
+
+
+def modules(dependency: str) -> set[Path]:
+    """The project's modules that a dependency is, or holds."""
+    path = ROOT / dependency
+    files = path.rglob("*.py") if path.is_dir() else [path] if path.suffix == ".py" else []
+    return {file.relative_to(ROOT) for file in files}
 
 
 class Recorder:
@@ -60,8 +67,13 @@ def lock(reproduced) -> dict[str, dict]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_deps_are_the_modules_that_the_stage_imports(lock, name):
-    declared = {Path(dep["path"]) for dep in lock[name]["deps"] if dep["path"].endswith(".py")}
+    declared = set().union(*(modules(dep["path"]) for dep in lock[name]["deps"]))
     assert declared == imported(Path("stages", name.partition("@")[0] + ".py"))
+
+
+# A section is named as a whole, with the one setting in it that these stages do not read: another
+# path to the same weights runs them again for nothing, which is the price of a short dvc.yaml.
+NOT_READ = {"train": {"model.weights"}, "evaluate": {"model.weights"}}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -70,10 +82,39 @@ def test_params_are_the_settings_that_the_stage_reads(lock, project, monkeypatch
     module = importlib.import_module(f"stages.{stage}")
     monkeypatch.chdir(project)
     read = set()
-    recorder = Recorder(params.load(), read)
-    monkeypatch.setattr(params, "load", lambda: recorder)
+    recorder = Recorder(load_params(), read)
+    monkeypatch.setattr(module, "load_params", lambda: recorder)
     module.main(mode) if mode else module.main()
     declared = set()
     for key, value in lock[name].get("params", {}).get("params.yaml", {}).items():
         declared |= leaves(key, value)
-    assert declared == read
+    assert declared - read == NOT_READ.get(stage, set())
+    assert read <= declared
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("transfer/figures.py", "#0072B2", "#000000", {"render"}),
+        ("transfer/metrics.py", "BINS = 15", "BINS = 10", {"evaluate"}),
+        ("transfer/fetch.py", "RETRIES = 4", "RETRIES = 5", {"download", "backbone"}),
+        ("transfer/sources/folders.py", "SHOWN = 10", "SHOWN = 9", {"download"}),
+        ("transfer/pretrained.py", '"module."', '"modul."', {"backbone"}),
+        ("transfer/architecture.py", "THE ORIGINAL", "ORIGINAL", {"backbone"}),
+        ("transfer/training/checks.py", "2 * sum", "3 * sum", {"train@frozen", "train@finetuned"}),
+        ("transfer/inference.py", "CHUNK = 256", "CHUNK = 128",
+         {"train@frozen", "train@finetuned", "evaluate"}),
+        ("transfer/model/heads.py", "2 * width", "width * 2",
+         {"backbone", "train@frozen", "train@finetuned", "evaluate"}),
+        ("transfer/common/errors.py", "error: {", "Error: {", set(STAGES)),
+        ("params.yaml", "views: 2", "views: 3", {"train@frozen"}),
+        ("params.yaml", "max_shift: 4", "max_shift: 3", {"train@frozen", "train@finetuned"}),
+        ("params.yaml", "first_batch_size: 16", "first_batch_size: 8", {"render"}),
+        ("params.yaml", "test_share: 0.2", "test_share: 0.3", {"download"}),
+        ("params.yaml", "launcher: python", "launcher: nice python",
+         {"train@frozen", "train@finetuned"}),
+    ],
+)  # fmt: skip
+def test_a_change_makes_stale_what_it_reaches_and_no_more(project, file, old, new, changed):
+    edit(project / file, old, new)
+    assert set(json.loads(dvc(project, "status", "--json"))) == changed

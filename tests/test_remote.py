@@ -4,11 +4,11 @@ import subprocess
 
 import pytest
 import requests
-from conftest import commit, dvc, ran
+from helpers import commit, dvc, ran
 from moto.server import ThreadedMotoServer
 
-from tools import demo
-from transfer import params
+from tools.isolated import environment
+from transfer.common.params import MODES
 
 
 @pytest.fixture
@@ -43,11 +43,11 @@ def test_a_clone_pulls_from_s3_and_has_nothing_to_run(project, s3, tmp_path):
     git("-C", project, "config", "user.name", "test")  # gto asks for both
     git("-C", project, "config", "user.email", "test@localhost")
     register = ["gto", "register", "finetuned", "--version", "v1.0.0"]
-    subprocess.run(register, cwd=project, env=demo.environment(), check=True)
+    subprocess.run(register, cwd=project, env=environment(), check=True)
     dvc(project, "push")
     assert b"<Key>path/files/md5/" in requests.get(f"{s3}/bucket", timeout=10).content
 
-    models = {mode: (project / f"models/{mode}.safetensors").read_bytes() for mode in params.MODES}
+    models = {mode: (project / f"models/{mode}.safetensors").read_bytes() for mode in MODES}
     (project / "models/finetuned.safetensors").write_bytes(b"a later model, to be told apart")
     dvc(project, "commit", "--force", "train@finetuned")
     commit(project, "later")

@@ -1,40 +1,45 @@
+import functools
+import re
+
 import pytest
 import torch
+from helpers import dvc, refusal, set_params
+from torch import nn
 
-from tools import synthetic
-from transfer import data, model, training
-from transfer.errors import InputError
+from transfer.common.arrays import Split
+from transfer.inference import choose_device, to_input
+from transfer.model.backbone import freeze
+from transfer.model.network import build
+from transfer.splits import stratified
+from transfer.training import batches, checks
+from transfer.training.loop import train
+from transfer.training.optimizer import make_optimizer, slanted_triangle
+
+CPU = torch.device("cpu")
 
 
-def run(mode, settings, batches, seed=0, **changes):
-    """Train a small model; returns the network, its first state dict and what was logged."""
-    part = getattr(settings.train, mode).model_copy(update=changes)
-    settings = settings.model_copy(
-        update={"train": settings.train.model_copy(update={mode: part}), "seed": seed}
-    )
-    rest, held = data.hold_out(data.read_cifar10(str(batches))[0]["train"], 20, seed=0)
+def run(mode, params, data, network=None, **changes):
+    """Train a small network; returns it, its first state dict and what was logged."""
+    params = params.changed({"train": {mode: changes}})
+    names = [str(label) for label in range(10)]
+    rest, held = stratified(data.labels, 20 / len(data.labels), names, 0, "share")
     torch.manual_seed(0)
-    network = model.build(settings.model, 10)
+    network = network or build(params.model, 10)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     logged = []
-    device = training.set_up("cpu", 1)
-    training.train(network, mode, rest, held, settings, device, lambda *row: logged.append(row))
+    train(
+        network, mode, data.take(rest), data.take(held), params, choose_device("cpu", 1),
+        lambda *row: logged.append(row),
+    )  # fmt: skip
     return network, before, logged
-
-
-@pytest.fixture(scope="module")
-def stripes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "stripes"
-    synthetic.write(folder, 340, 20)
-    return folder
 
 
 def changes_in(network, before):
     return {key: not torch.equal(value, before[key]) for key, value in network.state_dict().items()}
 
 
-def test_frozen_leaves_the_backbone_bit_for_bit_and_teaches_the_head(settings, stripes):
-    network, before, logged = run("frozen", settings, stripes, epochs=2)
+def test_frozen_leaves_the_backbone_bit_for_bit_and_trains_the_head(params, stripes):
+    network, before, logged = run("frozen", params, stripes, epochs=2)
     changed = changes_in(network, before)
     assert any("running_mean" in key for key in changed if key.startswith("backbone."))
     assert not any(changed[key] for key in changed if key.startswith("backbone."))
@@ -42,122 +47,181 @@ def test_frozen_leaves_the_backbone_bit_for_bit_and_teaches_the_head(settings, s
     assert [epoch for epoch, _ in logged] == [1, 2]
 
 
-def test_finetuned_teaches_both_and_moves_batchnorm(settings, stripes):
-    network, before, _ = run("finetuned", settings, stripes, epochs=2)
+def test_finetuned_trains_both_and_moves_batchnorm(params, stripes):
+    network, before, _ = run("finetuned", params, stripes, epochs=2)
     assert all(changes_in(network, before).values())
 
 
-def test_the_backbone_learns_at_its_own_lower_rate(settings, stripes):
-    network = model.build(settings.model, 10)
-    optimizer = training.optimizer_for(network, "finetuned", settings)
-    rates = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            rates[parameter] = group["lr"]
-    finetuned = settings.train.finetuned
-    assert {rates[p] for p in network.head.parameters()} == {finetuned.head_lr}
-    assert {rates[p] for p in network.backbone.parameters()} == {finetuned.backbone_lr}
-    assert finetuned.backbone_lr < finetuned.head_lr
+def test_the_backbone_has_its_own_lower_learning_rate(params):
+    network = build(params.model, 10)
+    optimizer = make_optimizer(network, "finetuned", params)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    settings = params.train.finetuned
+    assert {rates[p] for p in network.head.parameters()} == {settings.head_lr}
+    assert {rates[p] for p in network.backbone.parameters()} == {settings.backbone_lr}
+    assert settings.backbone_lr < settings.head_lr
 
 
-@pytest.mark.parametrize(("mode", "changes"), [("frozen", {}), ("finetuned", {"first_size": 1.0})])
-def test_training_learns(settings, stripes, mode, changes):
-    _, _, logged = run(mode, settings, stripes, epochs=12, **changes)
+@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
+def test_training_learns(params, stripes, mode):
+    params = params.changed({"train": {"finetuned": {"initial_scale": 1.0}}})
+    _, _, logged = run(mode, params, stripes, epochs=12)
     assert logged[-1][1]["train_accuracy"] > 0.5  # chance is 0.1
     assert logged[-1][1]["train_loss"] < logged[0][1]["train_loss"]
 
 
 @pytest.mark.parametrize("mode", ["frozen", "finetuned"])
-def test_the_seed_alone_decides_the_result(settings, stripes, mode):
-    first, again, other = (run(mode, settings, stripes, s)[0].state_dict() for s in (0, 0, 1))
+def test_the_seed_alone_decides_the_result(params, stripes, mode):
+    first, again, other = (
+        run(mode, params.changed({"seed": seed}), stripes)[0].state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["head.0.0.weight"], other["head.0.0.weight"])
 
 
-def test_without_room_for_cached_views_the_features_are_computed_anew(
-    settings, stripes, monkeypatch
-):
-    split = data.read_cifar10(str(stripes))[0]["train"]
-    backbone = model.build(settings.model, 10).backbone
-    model.freeze(backbone)
+def test_without_room_for_cached_features_they_are_computed_anew(params, stripes, monkeypatch):
+    backbone = build(params.model, 10).backbone
+    freeze(backbone)
     shapes = []
-    for room in (training.CACHE_BYTES, 0):
-        monkeypatch.setattr(training, "CACHE_BYTES", room)
-        batches = list(training.cached_views(backbone, split, settings)(0))
-        assert all(x.dtype == torch.float32 for x, _ in batches)
-        shapes.append([x.shape for x, _ in batches])
+    for room in (batches.CACHE_BYTES, 0):
+        monkeypatch.setattr(batches, "CACHE_BYTES", room)
+        epoch = list(batches.cached_features(backbone, stripes, params)(0))
+        assert all(x.dtype == torch.float32 for x, _ in epoch)
+        shapes.append([x.shape for x, _ in epoch])
     assert shapes[0] == shapes[1]
 
 
-def test_a_cached_view_is_what_the_backbone_says(settings, stripes, monkeypatch):
-    split = data.read_cifar10(str(stripes))[0]["train"]
-    settings = settings.model_copy(
-        update={"train": settings.train.model_copy(update={"batch_size": len(split.labels)})}
-    )
-    backbone = model.build(settings.model, 10).backbone
-    model.freeze(backbone)
-    [(features, labels)] = training.cached_views(backbone, split, settings)(0)
-    order = data.shuffled_batches(340, 340, training.generator(settings.seed, 0, 0))[0]
-    pictures = data.augment(
-        split.images,
-        torch.arange(256),
-        settings.train.crop,
-        training.generator(settings.seed, 1, 0),
-    )
-    wanted = backbone(data.to_input(pictures, settings.model.image_size))
+def test_cached_features_are_what_the_backbone_extracts(params, stripes):
+    params = params.changed({"train": {"shared": {"batch_size": len(stripes.labels)}}})
+    backbone = build(params.model, 10).backbone
+    freeze(backbone)
+    [(features, labels)] = batches.cached_features(backbone, stripes, params)(0)
+    order = batches.shuffled_batches(340, 340, batches.random_stream(params.seed, 0, 0, 0))[0]
+    images = batches.augment(
+        stripes.images, torch.arange(256), params.train.shared.max_shift,
+        batches.random_stream(params.seed, 1, 0, 0),
+    )  # fmt: skip
+    wanted = backbone(to_input(images, params.model.image_size))
     place = {int(i): n for n, i in enumerate(order)}
     got = features[[place[i] for i in range(256)]]
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)  # float16 in between
-    assert (labels == split.labels[order]).all()
+    assert (labels == stripes.labels[order]).all()
 
 
-def test_more_pictures_a_batch_than_there_are_is_refused(settings, stripes):
-    train = settings.train.model_copy(update={"batch_size": 321})
-    with pytest.raises(InputError, match=r"train\.batch_size = 321.*only 320 training images"):
-        run("frozen", settings.model_copy(update={"train": train}), stripes)
+def test_an_epoch_has_each_image_once():
+    drawn = batches.shuffled_batches(103, 10, torch.Generator().manual_seed(0))
+    assert [len(batch) for batch in drawn] == [10] * 10
+    assert len(set(torch.cat(drawn).tolist())) == 100
 
 
-def test_a_shift_by_more_than_the_picture_is_refused(settings):
-    train = settings.train.model_copy(update={"crop": 16, "batch_size": 4})
-    settings = settings.model_copy(update={"train": train})
-    tiny = data.Split(torch.zeros(8, 16, 16, 3, dtype=torch.uint8), torch.arange(8))
-    network = model.build(settings.model, 10)
-    with pytest.raises(InputError, match=r"train\.crop = 16: .* 16 pixels"):
-        training.train(network, "frozen", tiny, tiny, settings, torch.device("cpu"), None)
-
-
-def test_pictures_grow_to_their_full_size(settings):
-    sizes = [training.picture_size(settings, "finetuned", epoch) for epoch in range(6)]
+def test_images_grow_to_their_full_size(params):
+    sizes = [batches.image_size_in(epoch, "finetuned", params) for epoch in range(6)]
     assert sizes == [16, 16, 16, 32, 32, 32]
-    large = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"image_size": 100})}
-    )
-    sizes = [training.picture_size(large, "finetuned", epoch) for epoch in range(6)]
+    large = params.changed({"model": {"image_size": 100}})
+    sizes = [batches.image_size_in(epoch, "finetuned", large) for epoch in range(6)]
     assert sizes == [48, 64, 64, 80, 96, 100]
-    assert [training.picture_size(large, "frozen", epoch) for epoch in range(3)] == [100] * 3
+    assert [batches.image_size_in(epoch, "frozen", large) for epoch in range(3)] == [100] * 3
 
 
-def test_bf16_changes_nothing_on_the_cpu(settings, stripes):
-    states = []
-    for bf16 in (True, False):
-        train = settings.train.model_copy(update={"bf16": bf16})
-        changed = settings.model_copy(update={"train": train})
-        states.append(run("finetuned", changed, stripes, epochs=1)[0].state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+def test_bf16_changes_nothing_on_the_cpu(params, stripes):
+    one, other = (
+        run("finetuned", params.changed({"train": {"bf16": bf16}}), stripes, epochs=1)[0]
+        for bf16 in (True, False)
+    )
+    assert not any(changes_in(one, other.state_dict()).values())
 
 
-def test_the_learning_rate_climbs_then_falls():
-    shares = [training.slanted_triangle(step, 100) for step in range(100)]
+@pytest.mark.parametrize("warm_up", [0.0, 0.2, 1.0])
+def test_the_learning_rate_rises_then_falls(warm_up):
+    shares = [slanted_triangle(step, 100, warm_up) for step in range(100)]
     peak = shares.index(max(shares))
     assert max(shares) == 1.0
-    assert peak == 19
+    assert peak == max(0, 100 * warm_up - 1)
     assert shares[:peak] == sorted(shares[:peak])
     assert shares[peak:] == sorted(shares[peak:], reverse=True)
-    assert 0 < shares[0] <= 0.05
-    assert 0 < shares[-1] <= 0.02
+    assert min(shares) > 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device_is_refused():
-    with pytest.raises(InputError, match=r"train\.device"):
-        training.set_up("cuda", 1)
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("shared", "words"),
+        [
+            ({"batch_size": 321}, "train.shared.batch_size = 321: there are only 320 training"),
+            ({"max_shift": 31}, None),
+        ],
+    )
+    def test_settings_that_do_not_fit_the_data(self, params, stripes, shared, words):
+        changed = params.changed({"train": {"shared": shared}})
+        message = refusal(lambda: run("frozen", changed, stripes, epochs=1))
+        assert (message or "").startswith(words or "")
+        assert bool(message) == bool(words)
+
+    def test_a_shift_by_more_than_the_image(self, params):
+        params = params.changed({"train": {"shared": {"max_shift": 16, "batch_size": 4}}})
+        tiny = Split(torch.zeros(8, 16, 16, 3, dtype=torch.uint8), torch.arange(8))
+        network = build(params.model, 10)
+        start = functools.partial(train, network, "frozen", tiny, tiny, params, CPU, print)
+        message = refusal(start)
+        assert "train.shared.max_shift = 16: the images have only 16 pixels" in message
+
+    @pytest.mark.parametrize("mode", ["frozen", "finetuned"])
+    def test_a_loss_that_is_not_finite(self, params, stripes, mode):
+        network = build(params.model, 10)
+        with torch.no_grad():
+            network.head[-1].bias.fill_(float("inf"))
+        message = refusal(lambda: run(mode, params, stripes, network))
+        assert message.startswith(f"{mode} epoch 1/6, step 1: the loss is nan at learning rates 0.")
+
+    def test_a_learning_rate_that_is_too_high(self, params, stripes):
+        network = build(params.model, 10)
+        with torch.no_grad():
+            network.head[-1].weight *= 1e38
+        message = refusal(lambda: run("frozen", params, stripes, network, head_lr=1.0))
+        assert "the loss is" in message
+
+    def test_dead_units(self, params, stripes):
+        network = build(params.model, 10)
+        network.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(160, 8), nn.ReLU(), nn.Linear(8, 10)
+        )  # fmt: skip
+        with torch.no_grad():
+            network.head[1].bias.fill_(-1e6)
+        message = refusal(lambda: run("frozen", params, stripes, network))
+        assert re.match(r"frozen epoch 1/6: outputs \[0, 1, .* are dead units", message)
+
+    def test_a_frozen_backbone_that_changed(self, params, stripes):
+        class Restless(nn.Module):
+            """Changes with every image, in eval mode, too."""
+
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("count", torch.zeros(1))
+
+            def forward(self, x):
+                self.count += 1
+                return x
+
+        network = build(params.model, 10)
+        network.backbone.add_module("restless", Restless())
+        assert "backbone has changed" in refusal(lambda: run("frozen", params, stripes, network))
+
+    @pytest.mark.parametrize("free", [10**7, 10**9])
+    def test_what_cannot_fit_into_memory(self, params, stripes, monkeypatch, free):
+        monkeypatch.setattr(checks, "free_memory", lambda: free)
+        large = {"train": {"shared": {"batch_size": 300}}, "model": {"image_size": 112}}
+        params = params.changed(large)
+        message = refusal(lambda: run("finetuned", params, stripes))
+        words = "train.shared.batch_size = 300, model.image_size = 112: a step needs about"
+        assert words in message
+
+    @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+    @pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+    def test_a_device_that_torch_does_not_find(self, device):
+        message = refusal(lambda: choose_device(device, 1))
+        assert f"train.device = '{device}': torch finds no accelerator; use auto or cpu" in message
+
+    def test_a_share_too_small_for_each_class_is_refused_before_training(self, project):
+        set_params(project, {"train": {"shared": {"validation_share": 0.01}}})
+        output = dvc(project, "repro", "train@frozen", fails=True)
+        assert "error: train.shared.validation_share = 0.01: draws 4 of 400 images" in output
+        assert "Traceback" not in output
