@@ -11,9 +11,8 @@ from tqdm import tqdm
 from transfer.common.errors import InputError
 
 # ImageNet's channel means and standard deviations, which the pretrained weights expect
-# (torchvision.transforms._presets.ImageClassification), here on the scale 0 to 255.
-MEAN = torch.tensor([0.485, 0.456, 0.406]) * 255
-STD = torch.tensor([0.229, 0.224, 0.225]) * 255
+# (torchvision.transforms._presets.ImageClassification), on the scale 0 to 1.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHUNK = 256  # images of 128 pixels a side in one forward pass without gradients
 
 
@@ -26,6 +25,11 @@ def choose_device(device: str, threads: int) -> torch.device:
     found = torch.accelerator.current_accelerator(check_available=True)
     if device not in ("auto", "cpu") and (found is None or found.type != device):
         has = found.type if found else "no accelerator"
+        if device == "cuda" and not found:
+            try:
+                torch.cuda.init()
+            except (RuntimeError, AssertionError) as error:  # no driver, too old, CPU build of torch
+                has += f" ({str(error).splitlines()[0].split('. ')[0]})"
         raise InputError(f"train.device = {device!r}: torch finds {has}; use auto or cpu")
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
@@ -47,7 +51,7 @@ def to_input(images: Tensor, size: int) -> Tensor:
     is several times as fast as in float32; then normalised with ImageNet's statistics.
     """
     scaled = resize(images.permute(0, 3, 1, 2), [size, size])
-    mean, std = (t.to(images.device).view(3, 1, 1) for t in (MEAN, STD))
+    mean, std = 255 * torch.tensor([MEAN, STD], device=images.device).view(2, 3, 1, 1)
     return torch.addcmul(-mean / std, scaled, 1 / std)  # (scaled - mean) / std, in one pass
 
 

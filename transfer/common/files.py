@@ -90,5 +90,7 @@ def project_root() -> Path:
     DVC runs experiments with --temp or --queue in copies at ROOT/.dvc/tmp/exps/; this is ROOT
     there, too.
     """
-    root, *_ = str(Path.cwd()).partition(f"{os.sep}{os.path.join('.dvc', 'tmp', 'exps')}{os.sep}")
-    return Path(root)
+    here = Path.cwd()
+    copies = (above for above in here.parents if above.parts[-3:] == (".dvc", "tmp", "exps"))
+    copy = next(copies, None)
+    return copy.parents[2] if copy else here

@@ -79,7 +79,9 @@ def refuse_shallow_clone() -> None:
     asked = ["git", "rev-parse", "--is-shallow-repository"]
     outside = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     with suppress(OSError):
-        done = subprocess.run(asked, cwd=root, env=outside, text=True, stdout=subprocess.PIPE)
+        done = subprocess.run(
+            asked, cwd=root, env=outside, encoding="utf-8", stdout=subprocess.PIPE
+        )
         if done.stdout.strip() == "true":
             raise InputError(
                 f"{root}: is a shallow clone, in which DVC loses experiments with --temp or "

@@ -90,7 +90,7 @@ def cached_features(backbone: nn.Module, data: Split, params: Params) -> Callabl
     """
     count, rank = len(data.labels), process()[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode, whose tensors cannot enter the training of the head
     def features(index: Tensor, generator: torch.Generator) -> Tensor:
         images = augment(data.images, index, params.train.shared.max_shift, generator)
         with autocast(images.device, params):

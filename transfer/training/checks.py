@@ -60,13 +60,18 @@ def check_memory(learner: nn.Module, x: Tensor, params: Params) -> None:
         )
 
 
-def check_loss(loss: Tensor, optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Raise InputError, which says `where`, when `loss` is not finite."""
-    if not torch.isfinite(loss):
-        rates = " and ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups[::2])
+def check_losses(losses: list[Tensor], rates: list[list[float]], where: str) -> None:
+    """Raise InputError, which says `where`, when a loss of an epoch's steps is not finite.
+
+    `rates` are the learning rates of each step. Done once an epoch, as it waits for the device.
+    """
+    values = torch.stack(losses)
+    if bad := (~values.isfinite()).nonzero().flatten().tolist():
+        step = bad[0]
+        shown = " and ".join(f"{rate:.3g}" for rate in dict.fromkeys(rates[step]))
         raise InputError(
-            f"{where}: the loss is {loss.item()} at learning rates {rates}; "
-            "lower them in params.yaml"
+            f"{where}, step {step + 1}: the loss is {values[step].item()} at learning rates "
+            f"{shown}; lower them in params.yaml"
         )
 
 

@@ -19,7 +19,7 @@ from transfer.model.backbone import freeze
 from transfer.model.network import Network
 from transfer.training import checkpoint
 from transfer.training.batches import Batches, augmented, autocast, cached_features, image_size_in
-from transfer.training.checks import check_loss, check_memory, check_outputs, check_settings
+from transfer.training.checks import check_losses, check_memory, check_outputs, check_settings
 from transfer.training.optimizer import Schedule, make_optimizer, make_schedule
 from transfer.training.processes import from_first, process, share_of_batch, share_of_data
 
@@ -129,24 +129,39 @@ def train_one_epoch(
     Raises InputError, in which `name` says which epoch it is, when the loss is not finite.
     """
     learner.train()
-    smoothing = params.train.shared.label_smoothing
-    total_loss, correct, seen = torch.zeros(()), torch.zeros(()), 0
-    for step, (x, labels) in enumerate(batches, 1):
-        with autocast(x.device, params):
-            logits = learner(x)
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total_loss = total_loss.to(x.device) + loss.detach() * len(labels)
-        correct = correct.to(x.device) + (logits.argmax(1) == labels).sum()
+    losses, rates = [], []
+    total_loss: Tensor | int = 0
+    correct: Tensor | int = 0
+    seen = 0
+    for x, labels in batches:
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        loss, hits = take_step(learner, x, labels, optimizer, schedule, params)
+        losses.append(loss)
+        total_loss += loss * len(labels)
+        correct += hits
         seen += len(labels)
-        check_loss(loss, optimizer, f"{name}, step {step}")
-    return {
-        "train_loss": (total_loss / seen).item(),
-        "train_accuracy": (correct / seen).item(),
-    }
+    check_losses(losses, rates, name)
+    return {"train_loss": float(total_loss / seen), "train_accuracy": float(correct / seen)}
+
+
+def take_step(
+    learner: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    params: Params,
+) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer; the loss, and how many predictions were correct, on the device."""
+    with autocast(x.device, params):
+        logits = learner(x)
+        smoothing = params.train.shared.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
 def validate(name: str, network: nn.Module, held_out: Split, image_size: int) -> dict[str, float]:
