@@ -30,7 +30,12 @@ sweep: setup  ## accuracy against the blocks kept: 12 experiments on cats and do
 		-S model.head=linear -S model.image_size=64 -S train.shared.weight_decay=0.05 \
 		-S train.frozen.epochs=8 -S train.frozen.views=4 -S train.finetuned.epochs=8
 	dvc exp run --run-all
-	python -m tools.sweep
+	python -m tools.sweep blocks model.blocks
+
+seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; then docs/seeds.csv
+	dvc exp run --queue --name seeds -S seed=0,1,2
+	dvc exp run --run-all
+	python -m tools.sweep seeds seed
 
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
@@ -53,4 +58,4 @@ lock:  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11.4 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro demo compare plots sweep verify bench test test-faults lint lock
+.PHONY: help setup repro demo compare plots sweep seeds verify bench test test-faults lint lock

@@ -1,9 +1,11 @@
 """Make the virtual environment .venv from the hash-locked requirements.txt.
 
-Needs nothing but Python's standard library: `python -m tools.setup`, then activate .venv.
+Needs nothing but Python's standard library: `python -m tools.setup`, then activate .venv. With
+`--without-torch` it leaves out torch, torchvision and the CUDA libraries, for another build.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ LOCK = ROOT / "requirements.txt"
 DONE = FOLDER / "installed"  # a copy of the lock file that is installed
 
 
-def main() -> None:
+def main(without_torch: bool) -> None:
     if sys.version_info < (3, 11, 4):
         sys.exit(f"error: Python 3.11.4 or newer is needed; this is {sys.version.split()[0]}")
     if DONE.is_file() and DONE.read_bytes() == LOCK.read_bytes():
@@ -24,9 +26,16 @@ def main() -> None:
         return
     python = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        venv.create(FOLDER, with_pip=True)
-    pip = [python, "-m", "pip", "install", "--require-hashes", "--requirement", LOCK]
-    if status := subprocess.run(pip).returncode:
+        venv.create(FOLDER, with_pip=True, symlinks=os.name != "nt")
+    lock = LOCK
+    if without_torch:
+        entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
+        lock = FOLDER / "requirements.txt"
+        cuda = re.compile("torch|triton|nvidia-(?!ml-py)|cuda-")
+        kept = [entry for entry in entries if not cuda.match(entry)]
+        lock.write_text("\n".join(kept), encoding="utf-8")
+    options = ["--require-hashes", "--no-deps", "--requirement", str(lock)]
+    if status := subprocess.run([str(python), "-m", "pip", "install", *options]).returncode:
         sys.exit(status)
     shutil.copyfile(LOCK, DONE)
     script = ".venv\\Scripts\\activate" if os.name == "nt" else "source .venv/bin/activate"
@@ -34,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("--without-torch" in sys.argv[1:])

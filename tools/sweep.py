@@ -1,8 +1,10 @@
-"""Accuracy against the number of blocks kept, from the experiments that `make sweep` has run.
+"""Accuracies against one setting, from experiments named NAME-1, NAME-2, ... that have run.
 
-Writes docs/blocks.csv and docs/blocks.png and prints the table.
+`python -m tools.sweep NAME SETTING` prints the table and writes docs/NAME.csv, and of the setting
+model.blocks also docs/NAME.png. `make seeds` and `make sweep` run experiments and this.
 """
 
+import sys
 from pathlib import Path
 
 import dvc.api
@@ -14,25 +16,25 @@ from transfer.common.files import write_csv
 from transfer.common.params import MODES
 
 FOLDER = Path("docs")
-NAME = "blocks-"  # DVC numbers the experiments of a sweep that is named blocks
 RESULTS = [*(f"{mode}.accuracy" for mode in MODES), "gain"]
 
 
-def main() -> None:
+def main(name: str, setting: str) -> None:
     found = {
-        int(row["model.blocks"]): {name: row[name] for name in RESULTS}
+        int(row[setting]): {result: row[result] for result in RESULTS}
         for row in dvc.api.exp_show()
-        if (row["Experiment"] or "").startswith(NAME) and row.get("gain") is not None
+        if (row["Experiment"] or "").startswith(f"{name}-") and row.get("gain") is not None
     }
     if not found:
-        raise InputError(f"there is no experiment {NAME}1 with results: run make sweep")
-    blocks = sorted(found)
-    write_csv(FOLDER / "blocks.csv", [{"model.blocks": b} | found[b] for b in blocks])
-    accuracy = {mode: [found[b][f"{mode}.accuracy"] for b in blocks] for mode in MODES}
-    figures.save(figures.accuracy_by_blocks(blocks, accuracy), FOLDER / "blocks.png")
-    rows = [(b, *found[b].values()) for b in blocks]
-    print(tabulate(rows, ("blocks", *MODES, "gain"), floatfmt=".2%"))
+        raise InputError(f"there is no experiment {name}-1 with results; see the Makefile")
+    values = sorted(found)
+    write_csv(FOLDER / f"{name}.csv", [{setting: value} | found[value] for value in values])
+    if setting == "model.blocks":
+        accuracy = {mode: [found[b][f"{mode}.accuracy"] for b in values] for mode in MODES}
+        figures.save(figures.accuracy_by_blocks(values, accuracy), FOLDER / f"{name}.png")
+    rows = [(value, *found[value].values()) for value in values]
+    print(tabulate(rows, (setting, *MODES, "gain"), floatfmt=".2%"))
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    exit_cleanly(lambda: main(*sys.argv[1:]))
