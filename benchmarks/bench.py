@@ -32,7 +32,7 @@ from transfer.model.backbone import freeze
 from transfer.model.network import build, fill, load_weights
 from transfer.training.batches import augmented
 from transfer.training.loop import train, train_one_epoch
-from transfer.training.optimizer import make_optimizer, make_schedule
+from transfer.training.optimizer import make_optimizers, make_schedules
 
 RESULTS = Path("benchmarks/results.json")
 BACKBONE = Path("models/backbone.safetensors")  # of the stage backbone
@@ -105,8 +105,8 @@ def step(threads: str) -> dict[str, float]:
     params = load_params()
     choose_device("cpu", int(threads))
     network = build(params.model, 10).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, "finetuned", params)
-    schedule = make_schedule(optimizer, 2 * STEPS * (ROUNDS + 1), 0, params)
+    optimizers = make_optimizers(network, "finetuned", params)
+    schedules = make_schedules(optimizers, 2 * STEPS * (ROUNDS + 1), 0, params)
     data = load_split(PREPARED, "train", load_classes(PREPARED))
     batches = augmented(data, params, params.train.finetuned.epochs - 1)  # at full size
     kept = next(batches)
@@ -115,7 +115,7 @@ def step(threads: str) -> dict[str, float]:
         sources = (itertools.islice(batches, STEPS), itertools.repeat(kept, STEPS))
         for name, source in zip(seconds, sources, strict=True):
             start = time.perf_counter()
-            train_one_epoch(name, network, source, optimizer, schedule, params)
+            train_one_epoch(name, network, source, optimizers, schedules, params)
             seconds[name].append(time.perf_counter() - start)
     augmentation, memory = (values[1:] for values in seconds.values())  # the first round warms up
     return {

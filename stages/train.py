@@ -9,6 +9,7 @@ import torch
 from dvclive import Live
 
 from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.files import write_json
 from transfer.common.params import load_params
 from transfer.common.stage import run_stage
 from transfer.inference import choose_device
@@ -17,6 +18,7 @@ from transfer.splits import stratified
 from transfer.training.checkpoint import checkpoint_path
 from transfer.training.loop import Log, train
 from transfer.training.processes import join, process
+from transfer.training.temperature import calibrate
 
 BACKBONE = Path("models/backbone.safetensors")
 
@@ -63,10 +65,11 @@ def main(mode: str) -> None:
     inputs = [Path("params.yaml"), Path(__file__), BACKBONE, PREPARED]
     unfinished = checkpoint_path(mode, inputs, device, processes)
     with learning_curves(mode, rank == 0) as log:
-        train(
-            network, mode, data.take(rest), data.take(held_out), params, device, log, unfinished
-        )  # fmt: skip
+        validation = data.take(held_out)
+        train(network, mode, data.take(rest), validation, params, device, log, unfinished)
     if rank == 0:
+        temperature = calibrate(network, validation, params.model.image_size)
+        write_json(Path(f"metrics/temperature/{mode}.json"), {"temperature": temperature})
         save_weights(Path(f"models/{mode}.safetensors"), network)
         unfinished.unlink(missing_ok=True)
 

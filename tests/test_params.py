@@ -264,6 +264,7 @@ shared = st.fixed_dictionaries(
         "label_smoothing": st.floats(0, 0.9),
         "weight_decay": st.floats(0, 1),
         "max_shift": st.integers(0, 31),
+        "muon_lr": st.floats(0, 1, exclude_min=True),
         "warm_up": st.floats(0, 1),
     }
 )

@@ -16,7 +16,7 @@ from transfer.common.params import MODES
 from transfer.inference import predict, to_input
 from transfer.model.network import build
 from transfer.training import batches, loop
-from transfer.training.optimizer import make_optimizer, make_schedule
+from transfer.training.optimizer import make_optimizers, make_schedules
 
 CODE = [p for d in ("stages", "transfer", "tools", "benchmarks") for p in (ROOT / d).rglob("*.py")]
 # What is missing on Windows (and partly on macOS), hidden from the project's own modules.
@@ -154,32 +154,33 @@ class TestFakeCuda:
             to_fake(network, "cuda")
             data = data_on("cuda")
             learner, batches_of = loop.prepare(network, mode, data, params)
-            optimizer = make_optimizer(network, mode, params)
-            optimizer.load_state_dict(kept)
-            schedule = make_schedule(optimizer, 10, 0, params)
+            optimizers = make_optimizers(network, mode, params)
+            for optimizer, state in zip(optimizers, kept, strict=True):
+                optimizer.load_state_dict(state)
+            schedules = make_schedules(optimizers, 10, 0, params)
             fill_in_gradients(learner)
             for epoch in range(2):
                 x, labels = next(batches_of(epoch))
-                loss, correct = loop.take_step(learner, x, labels, optimizer, schedule, params)
+                loss, correct = loop.take_step(learner, x, labels, optimizers, schedules, params)
                 on = {t.device.type for t in (x, labels, loss, correct, *learner.parameters())}
                 assert on == {"cuda"}
             wanted = torch.bfloat16 if bf16 else torch.float32
             with batches.autocast(x.device, params):
                 assert learner(x).dtype == wanted
-            states = optimizer.state.values()
+            states = [s for optimizer in optimizers for s in optimizer.state.values()]
             assert {t.device.type for s in states for k, t in s.items() if k != "step"} == {"cuda"}
             logits = predict(network, torch.zeros(8, 32, 32, 3, dtype=torch.uint8), 32)
             assert (logits.device.type, logits.dtype) == ("cpu", torch.float32)
 
-    def state_of_the_cpu(self, params, mode, fill_in_gradients) -> dict:
-        """The optimizer's state after a step on the CPU."""
+    def state_of_the_cpu(self, params, mode, fill_in_gradients) -> list[dict]:
+        """The optimizers' states after a step on the CPU."""
         network = build(params.model, 10)
         learner, batches_of = loop.prepare(network, mode, data_on("cpu"), params)
-        optimizer = make_optimizer(network, mode, params)
+        optimizers = make_optimizers(network, mode, params)
         fill_in_gradients(learner)
-        schedule = make_schedule(optimizer, 10, 0, params)
-        loop.take_step(learner, *next(batches_of(0)), optimizer, schedule, params)
-        return optimizer.state_dict()
+        schedules = make_schedules(optimizers, 10, 0, params)
+        loop.take_step(learner, *next(batches_of(0)), optimizers, schedules, params)
+        return [optimizer.state_dict() for optimizer in optimizers]
 
     @pytest.mark.parametrize("left", ["labels", "input", "parameter"])
     def test_a_tensor_left_on_the_cpu_is_noticed(self, params, fill_in_gradients, left):
@@ -187,8 +188,8 @@ class TestFakeCuda:
             network = build(params.model, 10)
             to_fake(network, "cuda")
             learner, batches_of = loop.prepare(network, "finetuned", data_on("cuda"), params)
-            optimizer = make_optimizer(network, "finetuned", params)
-            schedule = make_schedule(optimizer, 10, 0, params)
+            optimizers = make_optimizers(network, "finetuned", params)
+            schedules = make_schedules(optimizers, 10, 0, params)
             fill_in_gradients(learner)
             x, labels = next(batches_of(0))
             if left == "parameter":
@@ -197,7 +198,7 @@ class TestFakeCuda:
             x = x.cpu() if left == "input" else x
             labels = labels.cpu() if left == "labels" else labels
             with pytest.raises(Exception, match="device"):
-                loop.take_step(learner, x, labels, optimizer, schedule, params)
+                loop.take_step(learner, x, labels, optimizers, schedules, params)
 
     @pytest.mark.parametrize("mode", MODES)
     def test_the_backward_pass_stays_on_its_device(self, params, mode):

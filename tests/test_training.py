@@ -7,13 +7,14 @@ from helpers import dvc, refusal, set_params
 from torch import nn
 
 from transfer.common.arrays import Split
-from transfer.inference import choose_device, to_input
+from transfer.inference import choose_device, predict, to_input
 from transfer.model.backbone import freeze
 from transfer.model.network import build
 from transfer.splits import stratified
 from transfer.training import batches, checks
 from transfer.training.loop import train
-from transfer.training.optimizer import make_optimizer, slanted_triangle
+from transfer.training.optimizer import make_optimizers, orthogonalise, slanted_triangle
+from transfer.training.temperature import calibrate, fit_temperature
 
 CPU = torch.device("cpu")
 
@@ -54,10 +55,15 @@ def test_finetuned_trains_both_and_moves_batchnorm(params, stripes):
 
 def test_the_backbone_has_its_own_lower_learning_rate(params):
     network = build(params.model, 10)
-    optimizer = make_optimizer(network, "finetuned", params)
-    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    settings = params.train.finetuned
-    assert {rates[p] for p in network.head.parameters()} == {settings.head_lr}
+    optimizers = make_optimizers(network, "finetuned", params)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = {p: group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups)
+    settings, shared = params.train.finetuned, params.train.shared
+    convolutions = [p for p in network.head.parameters() if p.ndim == 4]
+    rest = [p for p in network.head.parameters() if p.ndim != 4]
+    assert {rates[p] for p in convolutions} == {shared.muon_lr}
+    assert {rates[p] for p in rest} == {settings.head_lr}
     assert {rates[p] for p in network.backbone.parameters()} == {settings.backbone_lr}
     assert settings.backbone_lr < settings.head_lr
 
@@ -141,6 +147,40 @@ def test_the_learning_rate_rises_then_falls(warm_up):
     assert shares[:peak] == sorted(shares[:peak])
     assert shares[peak:] == sorted(shares[peak:], reverse=True)
     assert min(shares) > 0
+
+
+@pytest.mark.parametrize("shape", [(128, 360), (300, 20), (5, 5)])
+def test_an_orthogonalised_matrix_has_singular_values_near_1(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    before, after = (torch.linalg.svdvals(m) for m in (matrix, orthogonalise(matrix, steps=8)))
+    assert before.max() > 2  # far from 1
+    assert ((after > 0.6) & (after < 1.3)).all()
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(
+        orthogonalise(matrix, steps=8).flatten(), (u @ v).flatten(), dim=0
+    ) > 0.95  # fmt: skip
+
+
+def test_the_temperature_of_over_and_under_confident_logits():
+    draw = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 5, generator=draw)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=draw).flatten()
+    for factor in (0.2, 1.0, 3.0):
+        assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
+
+
+def test_calibration_keeps_the_predictions_and_lowers_the_loss(params, stripes):
+    network = run("finetuned", params, stripes, epochs=4)[0]
+    with torch.no_grad():
+        network.head[-1].weight *= 20  # far too confident
+    before = predict(network, stripes.images, 32)
+    temperature = calibrate(network, stripes, 32)
+    after = predict(network, stripes.images, 32)
+    assert temperature > 1
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    loss = torch.nn.functional.cross_entropy
+    assert loss(after, stripes.labels) < loss(before, stripes.labels)
+    torch.testing.assert_close(after, before / temperature, rtol=1e-3, atol=1e-3)
 
 
 class TestRefusals:

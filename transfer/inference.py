@@ -28,7 +28,10 @@ def choose_device(device: str, threads: int) -> torch.device:
         if device == "cuda" and not found:
             try:
                 torch.cuda.init()
-            except (RuntimeError, AssertionError) as error:  # no driver, too old, CPU build of torch
+            except (
+                RuntimeError,
+                AssertionError,
+            ) as error:  # no driver, too old, CPU build of torch
                 has += f" ({str(error).splitlines()[0].split('. ')[0]})"
         raise InputError(f"train.device = {device!r}: torch finds {has}; use auto or cpu")
     torch.set_num_threads(threads)

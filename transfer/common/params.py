@@ -54,6 +54,7 @@ class Shared(Section):
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     max_shift: Annotated[int, Field(ge=0, le=31)]
+    muon_lr: LearningRate
     warm_up: Annotated[float, Field(ge=0, le=1)]
 
 

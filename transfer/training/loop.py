@@ -20,7 +20,7 @@ from transfer.model.network import Network
 from transfer.training import checkpoint
 from transfer.training.batches import Batches, augmented, autocast, cached_features, image_size_in
 from transfer.training.checks import check_losses, check_memory, check_outputs, check_settings
-from transfer.training.optimizer import Schedule, make_optimizer, make_schedule
+from transfer.training.optimizer import Schedule, make_optimizers, make_schedules
 from transfer.training.processes import from_first, process, share_of_batch, share_of_data
 
 Log = Callable[[int, dict[str, float]], None]
@@ -54,18 +54,18 @@ def train(
 
     epochs, rank = getattr(params.train, mode).epochs, process()[0]
     steps = len(data.labels) // share_of_batch(params)
-    optimizer = make_optimizer(network, mode, params)
-    rows = resume(network, optimizer, unfinished)
+    optimizers = make_optimizers(network, mode, params)
+    rows = resume(network, optimizers, unfinished)
     for row in rows if rank == 0 else []:
         log(*row)
-    schedule = make_schedule(optimizer, steps * epochs, steps * len(rows), params)
+    schedules = make_schedules(optimizers, steps * epochs, steps * len(rows), params)
     if process()[1] > 1:
         learner = DistributedDataParallel(learner)
 
     for epoch in range(len(rows), epochs):
         name = f"{mode} epoch {epoch + 1}/{epochs}"
         bar = tqdm(batches_of(epoch), name, steps, leave=False, disable=None)
-        values = train_one_epoch(name, learner, bar, optimizer, schedule, params)
+        values = train_one_epoch(name, learner, bar, optimizers, schedules, params)
         if rank > 0:
             continue
         size = image_size_in(epoch, mode, params)
@@ -73,8 +73,9 @@ def train(
         log(epoch + 1, values)
         rows.append((epoch + 1, values))
         if unfinished:
-            kept = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            checkpoint.save(unfinished, kept | {"rows": rows})
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            kept = {"network": network.state_dict(), "optimizers": states, "rows": rows}
+            checkpoint.save(unfinished, kept)
 
     after = network.backbone.state_dict()
     if mode == "frozen" and not all(torch.equal(after[key], backbone[key]) for key in backbone):
@@ -99,9 +100,9 @@ def prepare(
 
 
 def resume(
-    network: nn.Module, optimizer: torch.optim.Optimizer, unfinished: Path | None
+    network: Network, optimizers: list[torch.optim.Optimizer], unfinished: Path | None
 ) -> list[tuple[int, dict[str, float]]]:
-    """Bring `network` and `optimizer` to the state kept in `unfinished`, if there is one.
+    """Bring `network` and `optimizers` to the state kept in `unfinished`, if there is one.
 
     Returns what was logged until then: the number and the values of each epoch.
     """
@@ -111,7 +112,8 @@ def resume(
     if not state:
         return []
     network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept_state in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept_state)
     print(f"resuming after epoch {len(state['rows'])}, kept in {unfinished}", flush=True)
     return state["rows"]
 
@@ -120,8 +122,8 @@ def train_one_epoch(
     name: str,
     learner: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
+    optimizers: list[torch.optim.Optimizer],
+    schedules: list[Schedule],
     params: Params,
 ) -> dict[str, float]:
     """Take one step on each batch (what `learner` takes, labels); the mean loss and accuracy.
@@ -134,8 +136,8 @@ def train_one_epoch(
     correct: Tensor | int = 0
     seen = 0
     for x, labels in batches:
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        loss, hits = take_step(learner, x, labels, optimizer, schedule, params)
+        rates.append([group["lr"] for part in optimizers for group in part.param_groups])
+        loss, hits = take_step(learner, x, labels, optimizers, schedules, params)
         losses.append(loss)
         total_loss += loss * len(labels)
         correct += hits
@@ -148,19 +150,21 @@ def take_step(
     learner: nn.Module,
     x: Tensor,
     labels: Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
+    optimizers: list[torch.optim.Optimizer],
+    schedules: list[Schedule],
     params: Params,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer; the loss, and how many predictions were correct, on the device."""
+    """One step of the optimizers; the loss and the number of correct predictions, on the device."""
     with autocast(x.device, params):
         logits = learner(x)
         smoothing = params.train.shared.label_smoothing
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    optimizer.zero_grad()
+    learner.zero_grad()
     loss.backward()
-    optimizer.step()
-    schedule.step()
+    for optimizer in optimizers:
+        optimizer.step()
+    for schedule in schedules:
+        schedule.step()
     return loss.detach(), (logits.argmax(1) == labels).sum()
 
 

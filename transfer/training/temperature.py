@@ -1,0 +1,37 @@
+"""Confidence that can be believed: one temperature, fitted on held-out images."""
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+from transfer.common.arrays import Split
+from transfer.inference import predict
+from transfer.model.network import Network
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature by which logits (N, classes) must be divided for the least cross-entropy.
+
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
+    """
+    exact = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(exact / np.exp(log_temperature), labels).item()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+@torch.no_grad()
+def calibrate(network: Network, held_out: Split, image_size: int) -> float:
+    """Fit the temperature on `held_out`, and divide the last layer's weights and biases by it.
+
+    The predictions stay the same, their confidence changes. Returns the temperature.
+    """
+    logits = predict(network, held_out.images, image_size)
+    temperature = fit_temperature(logits, held_out.labels)
+    for parameter in network.head[-1].parameters():
+        parameter.div_(temperature)
+    return temperature
