@@ -75,7 +75,7 @@ def test_a_font_of_the_system_is_used_for_characters_that_the_usual_one_lacks(ca
         chr(code)
         for entry in font_manager.fontManager.ttflist
         for code in font_manager.get_font(entry.fname).get_charmap()
-        if code not in usual and chr(code).isprintable()
+        if code not in usual and chr(code).isprintable() and "Last Resort" not in entry.name
     )
     figures.use_fonts_for([character])
     assert figures.plt.rcParams["font.family"][0] == figures.FONT
@@ -84,6 +84,7 @@ def test_a_font_of_the_system_is_used_for_characters_that_the_usual_one_lacks(ca
     figures.use_fonts_for([])
 
 
+@pytest.mark.faults
 def test_ones_own_classes_of_any_name_go_through_the_whole_pipeline(project):
     names = ["US$5_$10", "accuracy", "a|b", "caf\u00e9", "\u732b"]
     for split, count in (("train", 12), ("test", 4)):

@@ -80,6 +80,7 @@ def test_the_same_results_again_are_certified_and_nothing_is_touched(run, projec
     assert sorted((project / ".dvc/cache").rglob("*")) == cache
 
 
+@pytest.mark.faults
 def test_a_hash_that_differs_with_the_same_accuracy_is_a_notice(run, project):
     old = md5_in_lock(project, "models/frozen.safetensors")
     edit(lock(project), old, "f" * 32)
@@ -93,6 +94,7 @@ def test_a_hash_that_differs_with_the_same_accuracy_is_a_notice(run, project):
     assert set(verdicts.values()) == {"identical"}
 
 
+@pytest.mark.faults
 def test_a_metric_typed_in_by_hand_is_caught_even_if_the_lock_is_made_to_fit(run, project):
     path = project / "metrics/evaluation.json"
     old = md5_in_lock(project, "metrics/evaluation.json")

@@ -48,6 +48,8 @@ def use_fonts_for(texts: Iterable[str]) -> None:
     missing = {ord(c) for text in texts for c in text if c == printable(c)} - set(usual)
     families = [FONT]
     for entry in font_manager.fontManager.ttflist if missing else []:
+        if entry.name.startswith("Last Resort"):  # has a box for every character
+            continue
         try:
             found = missing & set(font_manager.get_font(entry.fname).get_charmap())
         except (OSError, RuntimeError):  # a damaged font
