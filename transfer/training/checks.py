@@ -82,3 +82,9 @@ def check_outputs(logits: Tensor, where: str) -> None:
             f"{where}: outputs {dead} of the head are dead units, with the same value for every "
             "image; lower the learning rates in params.yaml"
         )
+
+
+def check_unchanged(backbone: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raise InputError unless the state dict of `backbone` is `before`, bit for bit."""
+    if not all(torch.equal(after, before[key]) for key, after in backbone.state_dict().items()):
+        raise InputError("the backbone has changed although mode frozen must not change it")

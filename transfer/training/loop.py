@@ -12,14 +12,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from transfer.common.arrays import Split
-from transfer.common.errors import InputError
 from transfer.common.params import Params
 from transfer.inference import predict, to_input
 from transfer.model.backbone import freeze
 from transfer.model.network import Network
 from transfer.training import checkpoint
 from transfer.training.batches import Batches, augmented, autocast, cached_features, image_size_in
-from transfer.training.checks import check_losses, check_memory, check_outputs, check_settings
+from transfer.training.checks import (
+    check_losses,
+    check_memory,
+    check_outputs,
+    check_settings,
+    check_unchanged,
+)
 from transfer.training.optimizer import Schedule, make_optimizers, make_schedules
 from transfer.training.processes import from_first, process, share_of_batch, share_of_data
 
@@ -50,14 +55,12 @@ def train(
     network.to(device).to(memory_format=torch.channels_last)
     data = Split(*(tensor.to(device) for tensor in share_of_data(data)))
     learner, batches_of = prepare(network, mode, data, params)
-    backbone = {key: value.clone() for key, value in network.backbone.state_dict().items()}
+    before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
 
     epochs, rank = getattr(params.train, mode).epochs, process()[0]
     steps = len(data.labels) // share_of_batch(params)
     optimizers = make_optimizers(network, mode, params)
-    rows = resume(network, optimizers, unfinished)
-    for row in rows if rank == 0 else []:
-        log(*row)
+    rows = resume(network, optimizers, log, unfinished)
     schedules = make_schedules(optimizers, steps * epochs, steps * len(rows), params)
     if process()[1] > 1:
         learner = DistributedDataParallel(learner)
@@ -76,10 +79,8 @@ def train(
             states = [optimizer.state_dict() for optimizer in optimizers]
             kept = {"network": network.state_dict(), "optimizers": states, "rows": rows}
             checkpoint.save(unfinished, kept)
-
-    after = network.backbone.state_dict()
-    if mode == "frozen" and not all(torch.equal(after[key], backbone[key]) for key in backbone):
-        raise InputError("the backbone has changed although mode frozen must not change it")
+    if mode == "frozen":
+        check_unchanged(network.backbone, before)
 
 
 def prepare(
@@ -100,11 +101,11 @@ def prepare(
 
 
 def resume(
-    network: Network, optimizers: list[torch.optim.Optimizer], unfinished: Path | None
+    network: Network, optimizers: list[torch.optim.Optimizer], log: Log, unfinished: Path | None
 ) -> list[tuple[int, dict[str, float]]]:
     """Bring `network` and `optimizers` to the state kept in `unfinished`, if there is one.
 
-    Returns what was logged until then: the number and the values of each epoch.
+    Logs again, and returns, what was logged until then: the number and the values of each epoch.
     """
     rank = process()[0]
     kept: dict[str, Any] | None = checkpoint.load(unfinished) if unfinished and rank == 0 else None
@@ -114,7 +115,10 @@ def resume(
     network.load_state_dict(state["network"])
     for optimizer, kept_state in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept_state)
-    print(f"resuming after epoch {len(state['rows'])}, kept in {unfinished}", flush=True)
+    if rank == 0:
+        print(f"resuming after epoch {len(state['rows'])}, kept in {unfinished}", flush=True)
+        for row in state["rows"]:
+            log(*row)
     return state["rows"]
 
 
