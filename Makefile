@@ -58,4 +58,14 @@ lock:  ## compile requirements.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11.4 --generate-hashes --extra dev \
 		--no-header --no-annotate --output-file requirements.txt pyproject.toml
 
-.PHONY: help setup repro demo compare plots sweep seeds verify bench test test-faults lint lock
+# antlr4-python3-runtime comes as source, in Python alone.
+lock-check:  ## ask whether every locked package has a wheel for each system (needs uv)
+	@for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin \
+			x86_64-pc-windows-msvc; do for version in 3.11 3.14; do \
+		MACOSX_DEPLOYMENT_TARGET=14.0 uv pip install --quiet --dry-run --no-deps --require-hashes \
+			--only-binary :all: --no-binary antlr4-python3-runtime --target .venv/none \
+			--python-platform $$platform --python-version $$version -r requirements.txt \
+			&& echo "$$platform, Python $$version: yes" || exit 1; \
+	done; done
+
+.PHONY: help setup repro demo compare plots sweep seeds verify bench test test-faults lint lock lock-check
