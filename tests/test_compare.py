@@ -119,6 +119,10 @@ def test_exp_show_has_accuracies_and_gain_first(compared):
     assert float(losses["short"]) == committed(compared, "later")["frozen.loss"]
 
 
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+
+
+@needs_make
 def test_make_compare_prints_modes_gain_and_changed_params(compared):
     lines = make(compared, "compare").strip().splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
@@ -131,6 +135,7 @@ def test_make_compare_prints_modes_gain_and_changed_params(compared):
         assert row[4] == str(epochs)
 
 
+@needs_make
 def test_make_compare_and_make_plots_without_experiments(reproduced):
     header, _, *rows = make(reproduced, "compare").strip().splitlines()
     assert re.findall(r"[\w.]+", header) == [

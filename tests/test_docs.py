@@ -1,50 +1,122 @@
+"""The documentation holds what is committed: numbers, commands, settings, files."""
+
 import csv
+import importlib.util
 import json
 import re
-import subprocess
+from statistics import mean
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
-README = (ROOT / "README.md").read_text()
+from tools.isolated import git
+from transfer.common.params import load_params
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md",
+         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+README, EVERYTHING = TEXTS["README.md"], "\n".join(TEXTS.values())
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", EVERYTHING, re.MULTILINE | re.DOTALL)
+COMMANDS = "\n".join(body for language, body in FENCES if language in ("bash", "powershell"))
 
 
 def committed(path: str) -> dict:
-    return json.loads(subprocess.check_output(["git", "show", f"HEAD:{path}"], cwd=ROOT))
+    return json.loads(git(ROOT, "show", f"HEAD:{path}"))
 
 
-def test_the_numbers_are_those_of_the_committed_metrics():
+def table(name: str) -> list[dict[str, float]]:
+    with (ROOT / f"docs/{name}.csv").open(encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
     values, costs = committed("metrics/evaluation.json"), committed("metrics/cost.json")
-    seconds = [round(costs[f"train@{mode}"]["seconds"]) for mode in ("frozen", "finetuned")]
-    f, t = "frozen", "finetuned"
-    for line in (
-        f"| accuracy | **{values[f'{f}.accuracy']:.2%}** | **{values[f'{t}.accuracy']:.2%}** |",
-        f"| loss (nats) | {values[f'{f}.loss']:.3f} | {values[f'{t}.loss']:.3f} |",
-        f"| expected calibration error | {values[f'{f}.ece']:.3f} | {values[f'{t}.ece']:.3f} |",
-        f"| parameters that learn | {values[f'{f}.trainable']:,} | {values[f'{t}.trainable']:,} |",
-        f"| training, seconds | {seconds[0]} | {seconds[1]} |",
+    minutes = sum(cost["seconds"] for name, cost in costs.items() if name != "machine") / 60
+    for words in (
         f"adds {100 * values['gain']:.2f} points",
         f"{100 * values['gain_ci_low']:.2f} to {100 * values['gain_ci_high']:.2f}",
         f"p = {values['mcnemar_p']:.1e}".replace("e-0", "e-"),
+        f"{minutes:.0f} minutes",
+        f"{values['frozen.ece']:.3f} (frozen) and {values['finetuned.ece']:.3f} (finetuned)",
     ):
-        assert line.replace("%*", " %*") in README
+        assert words in README
+
+
+def test_the_three_seeds_are_the_committed_ones():
+    rows = table("seeds")
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    for mode in ("frozen", "finetuned"):
+        values = [100 * row[f"{mode}.accuracy"] for row in rows]
+        line = f"| {mode} | **{mean(values):.2f} %** | {min(values):.2f} to {max(values):.2f} % |"
+        assert line in README
+        accuracy = committed("metrics/evaluation.json")[f"{mode}.accuracy"]
+        assert rows[0][f"{mode}.accuracy"] == pytest.approx(accuracy, abs=1e-4)
 
 
 def test_the_sweep_is_the_committed_one():
-    rows = csv.DictReader((ROOT / "docs/blocks.csv").open())
-    table = {row["model.blocks"]: row for row in rows}
-    assert list(table) == [str(count) for count in range(1, 13)]
-    for title, key in (("frozen", "frozen.accuracy"), ("finetuned", "finetuned.accuracy")):
-        cells = " | ".join(f"{100 * float(row[key]):.1f}" for row in table.values())
-        assert f"| {title} | {cells} |" in README
+    rows = table("blocks")
+    assert [row["model.blocks"] for row in rows] == list(range(1, 13))
+    for mode in ("frozen", "finetuned"):
+        cells = " | ".join(f"{100 * row[f'{mode}.accuracy']:.1f}" for row in rows)
+        assert f"| {mode} | {cells} |" in TEXTS["docs/experiments.md"]
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
-def test_the_targets_it_names_exist(target):
-    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_the_benchmark_is_the_committed_one():
+    results = committed("benchmarks/results.json")
+    page = TEXTS["docs/benchmark.md"]
+    for mode, r in results["training"].items():
+        line = f"| {mode} | {r['notebook']:,.0f} | {r['pipeline']:,.0f} | {r['ratio']:.1f} |"
+        assert line in page
+    for name, r in results["steps"].items():
+        assert f"| {name} | {r['images_per_s']:.0f} | {r['time_ratio']:.2f} |" in page
+    assert results["machine"]["cpu"] in page
 
 
-def test_the_files_it_names_exist():
-    links = re.findall(r"\]\(([^):#]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_the_readme_is_one_screen_of_reading():
+    assert README.count("\n") <= 130
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_files_that_a_page_names_exist(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r"(?:\]\(|src=\")([^):#\"]+)[)\"]", TEXTS[page])
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_code_fence_names_its_language(page):
+    fences = re.findall(r"^ *```(.*)$", TEXTS[page], re.MULTILINE)
+    assert len(fences) % 2 == 0
+    assert all(fences[::2])
+    assert not any(fences[1::2])
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", COMMANDS))))
+def test_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "module", sorted(set(re.findall(r"-m ((?:tools|stages)[\w.]+)", COMMANDS)))
+)
+def test_modules_exist(module):
+    assert importlib.util.find_spec(module)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    sorted(set(re.findall(r"-S '?([\w.]+)=", COMMANDS)))
+    + sorted(set(re.findall(r"`((?:data|model|train|figures)\.[\w.]+\w)`", EVERYTHING))),
+)
+def test_settings_exist(setting):
+    value = load_params(str(ROOT / "params.yaml"))
+    for name in setting.split("."):
+        value = getattr(value, name)
+
+
+def test_pins_are_compiled_from_every_dependency():
+    named = re.findall(
+        r'^    "([\w-]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
+    )
+    locked = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert [n for n in named if not re.search(rf"^{n}==", locked, re.M | re.I)] == []

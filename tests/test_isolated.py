@@ -1,6 +1,7 @@
 """What tools start in a folder of their own is not told where another repository is."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -73,7 +74,8 @@ def test_the_demo_needs_no_repository_around_it(tmp_path):
     """... as in an unpacked archive; and its environment names no launcher of several processes."""
     for part in demo.PARTS:
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cp", "-r", ROOT / part, tmp_path / part], check=True)
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
     code = "import pathlib; from tools import demo; demo.make_project(pathlib.Path('made'), 20, 20)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert (tmp_path / "made/dvc.yaml").is_file()

@@ -62,9 +62,15 @@ def test_free_memory_is_the_least_of_all_limits(monkeypatch):
 def test_under_a_limit_of_the_process_too_large_a_step_is_refused_early(project):
     set_params(project, {"model": {"image_size": 512}, "train": {"shared": {"batch_size": 300}}})
 
-    command = "import resource; limit = 9 * 2**30; resource.setrlimit(resource.RLIMIT_AS, (limit, "
-    command += "limit)); from stages.train import main; from transfer.common.stage import run_stage"
-    command += "; run_stage('train', lambda: main('finetuned'))"
+    command = """
+import psutil, resource
+from stages.train import main
+from transfer.common.stage import run_stage
+
+limit = psutil.Process().memory_info().vms + 4 * 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+run_stage("train", lambda: main("finetuned"))
+"""
     done = subprocess.run(
         [sys.executable, "-c", command], cwd=project, env=environment(), text=True,
         capture_output=True,

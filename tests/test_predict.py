@@ -1,4 +1,5 @@
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def test_predictions_are_printed_and_drawn(project, evaluated):
         assert 1000 < drawn.width < 1200
         assert 300 < drawn.height < 400
     subprocess.run(["git", "check-ignore", "--quiet", DRAWN], cwd=project, check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe.png", b"two\nlines.png", "caf\u00e9 | $x$.png".encode()]
+)
+def test_a_file_may_have_any_name(project, run, capsys, name):
+    image(project, 0).save(project / "plain.png")
+    os.rename(project / "plain.png", os.path.join(os.fsencode(project), name))
+    run(os.fsdecode(name))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4  # a header, a line for each mode, where it is drawn
+    assert (project / DRAWN).exists()
+    os.truncate(os.path.join(os.fsencode(project), name), 50)
+    assert "is damaged" in refusal(lambda: run(os.fsdecode(name))).replace("empty, ", "is ")
 
 
 def damaged(project) -> str:

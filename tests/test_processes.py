@@ -14,7 +14,10 @@ from tools import demo
 from tools.isolated import environment
 from transfer.common.params import MODES, merge
 
-pytestmark = pytest.mark.faults
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun and queues: not on Windows"),
+]
 SETTINGS = {"one": "train.frozen.views=1", "two": "train.frozen.head_lr=4e-3"}
 
 

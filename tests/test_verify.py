@@ -185,6 +185,7 @@ def test_a_project_in_a_subfolder_and_with_other_line_ends_is_verified(
     assert not ended.value.code, capfd.readouterr()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_cleans_up(project, how):
     scratch = project.parent / "scratch"
