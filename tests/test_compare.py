@@ -15,7 +15,6 @@ from helpers import commit, dvc, ran
 
 from tools import demo
 from tools.isolated import environment, git
-from tools.verify import flatten
 from transfer.common.params import MODES
 
 PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
@@ -51,6 +50,15 @@ def make(folder: Path, target: str) -> str:
         ["make", "--silent", "--old-file=.venv/installed", target],
         cwd=folder, env=environment(), check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
+
+
+def flatten(values: dict, above: str = "") -> dict:
+    """Nested metrics with the names that DVC gives them."""
+    flat = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{above}{name}.") if inner else {above + name: value}
+    return flat
 
 
 def committed(folder: Path, revision: str) -> dict:

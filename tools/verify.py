@@ -25,7 +25,7 @@ from transfer.common.files import write_json, write_text
 from transfer.common.machine import machine
 from transfer.common.stage import COST
 
-METRICS = Path("metrics/evaluation.json")
+METRICS = "metrics/evaluation.json"
 # Their outputs are copied and cut, not computed, so they are the same on every machine.
 EXACT = ("download", "backbone")
 IDENTICAL, WITHIN, DIFFERENT = "identical", "within tolerance", "different"
@@ -107,33 +107,21 @@ def contradictions(project: Path, lock: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def flatten(values: dict[str, Any], above: str = "") -> dict[str, float]:
-    """Nested metrics with the names that DVC gives them."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        inner = isinstance(value, dict)
-        flat |= flatten(value, f"{above}{name}.") if inner else {above + name: value}
-    return flat
-
-
-def compare_metrics(
-    old: dict[str, Any], new: dict[str, Any], tolerance: float
-) -> tuple[list[dict[str, Any]], bool]:
-    """Each metric's old and new value; and whether the accuracies are within `tolerance`.
+def within(metrics: dict[str, dict[str, float]], tolerance: float) -> bool:
+    """Whether the accuracies, each an "old" and a "new" value, agree within `tolerance`.
 
     Counts of parameters must be equal. Losses, calibration and single classes are only shown.
     """
-    before, after = flatten(old), flatten(new)
-    rows, good = [], before.keys() == after.keys()
-    for name in (name for name in before if name in after):
-        difference = after[name] - before[name]
-        row = {"metric": name, "old": before[name], "new": after[name], "difference": difference}
-        rows.append(row)
-        if name == "gain" or (name.endswith(".accuracy") and not name.startswith("recall.")):
-            good &= abs(difference) <= tolerance
-        elif name.endswith((".parameters", ".trainable")) and not name.startswith("recall."):
-            good &= difference == 0
-    return rows, good
+    for name, values in metrics.items():
+        exact = name.endswith((".parameters", ".trainable"))
+        allowed = 0 if exact else tolerance
+        if not {"old", "new"} <= values.keys():
+            return False
+        compared = exact or name == "gain" or name.endswith(".accuracy")
+        is_class = name.startswith("recall.")
+        if compared and not is_class and abs(values["new"] - values["old"]) > allowed:
+            return False
+    return True
 
 
 def verify(folder: Path, stage: str | None, tolerance: float, scratch: Path) -> dict[str, Any]:
@@ -142,7 +130,6 @@ def verify(folder: Path, stage: str | None, tolerance: float, scratch: Path) -> 
     lock = read_lock(project)
     if stage and stage not in lock:
         raise InputError(f"--stage {stage}: dvc.lock has {', '.join(lock)}")
-    old_metrics = read_json(project / METRICS)
     committed_on = read_json(project / COST).get("machine") or {}
     (project / COST).unlink()  # so that it lists only what runs now
     faults = contradictions(project, lock)
@@ -152,10 +139,11 @@ def verify(folder: Path, stage: str | None, tolerance: float, scratch: Path) -> 
 
     new_lock, cost = read_lock(project), read_json(project / COST)
     ran = [name for name in cost if name in new_lock]
-    metrics: list[dict[str, Any]] = []
-    good = False
+    metrics: dict[str, dict[str, float]] = {}
     if "evaluate" in ran:
-        metrics, good = compare_metrics(old_metrics, read_json(project / METRICS), tolerance)
+        diff = dvc(project, "metrics", "diff", "--all", "--json", "HEAD", stdout=subprocess.PIPE)
+        metrics = json.loads(diff.stdout)[METRICS]
+    good = bool(metrics) and within(metrics, tolerance)
     outputs = []
     for name in ran:
         old = {out["path"]: out["md5"] for out in lock.get(name, {}).get("outs", [])}
@@ -193,8 +181,8 @@ def report(certificate: dict[str, Any]) -> str:
         (o["stage"], o["output"], o["verdict"], f"{seconds[o['stage']]:.1f}") for o in c["outputs"]
     ]
     metrics = [
-        (m["metric"], *(f"{m[key]:.6g}" for key in ("old", "new", "difference")))
-        for m in c["metrics"]
+        (name, *(f"{values.get(key, float('nan')):.6g}" for key in ("old", "new", "diff")))
+        for name, values in c["metrics"].items()
     ]
     machines = [(key, c["committed_on"].get(key), value) for key, value in c["verified_on"].items()]
     parts = [
