@@ -3,6 +3,7 @@
 Whatever a user names (classes, files) is drawn as plain text, and the size of a figure is bounded.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ MARKERS = {"frozen": "o", "finetuned": "s"}
 CORRECT, WRONG = "#007A5A", "#B3261E"
 MOST_CLASSES = 30  # in one figure: with more, those with the lowest accuracy are shown
 FONT = "DejaVu Sans"
+PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%")
 
 plt.rcdefaults()  # not what a matplotlibrc of this machine says
 plt.rcParams.update(
@@ -67,7 +69,7 @@ def use_fonts_for(texts: Iterable[str]) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` as a PNG that holds no date and no version: same figure, same bytes."""
-    with replacing(path) as partial:
+    with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         figure.savefig(partial, metadata={"Software": None})
     plt.close(figure)
 
@@ -128,7 +130,7 @@ def first_batch(images: np.ndarray, predictions: dict[str, list], classes: list[
 def learning_curves(curves: dict[str, dict[str, list[float]]]) -> Figure:
     """Accuracy and loss after each epoch; `curves[mode]` has train_… and validation_… values."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    titles = ("Accuracy", "Cross-entropy (nats; training: with smoothed labels)")
+    titles = ("Accuracy", "Loss (nats; training: smoothed labels)")
     for axes, name, title in zip(panels, ("accuracy", "loss"), titles, strict=True):
         for mode, values in curves.items():
             for part, style in (("validation", "-"), ("train", ":")):
@@ -143,7 +145,7 @@ def learning_curves(curves: dict[str, dict[str, list[float]]]) -> Figure:
         axes.set_xlabel("epoch (finetuned: the images grow until the last epoch)")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-    panels[0].yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    panels[0].yaxis.set_major_formatter(PERCENT)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -163,8 +165,9 @@ def confusion(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     labels = [shortened(classes[i], 18) for i in shown]
     others = ["others"] if len(shown) < len(classes) else []
     size = max(4.2, 0.42 * len(labels) + 1.6)
+    height = size + 0.5 + 0.05 * max(map(len, labels))  # the longest name stands aslant
     figure, panels = plt.subplots(
-        1, len(matrices), figsize=(2 * size + 0.6, size + 0.5), layout="constrained", sharey=True
+        1, len(matrices), figsize=(2 * size + 0.6, height), layout="constrained", sharey=True
     )
     for axes, (mode, counts) in zip(panels, matrices.items(), strict=True):
         share = 100 * counts[shown] / counts[shown].sum(1, keepdims=True)
@@ -210,7 +213,7 @@ def per_class(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
             textcoords="offset points", va="center", size=10,
         )  # fmt: skip
     axes.set_yticks(y, [shortened(classes[i], 24) for i in shown[order]])
-    axes.xaxis.set_major_formatter(ticker.PercentFormatter(1))
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.margins(x=0.1)
     axes.grid(axis="x", alpha=0.25)
     which = "" if len(shown) == len(classes) else f", the {len(shown)} hardest of {len(classes):,}"
@@ -253,7 +256,7 @@ def accuracy_by_blocks(blocks: list[int], accuracy: dict[str, list[float]]) -> F
     axes.set_xlabel("pretrained blocks kept")
     axes.set_ylabel("accuracy on the test set")
     axes.set_xticks(blocks)
-    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right")
