@@ -70,7 +70,9 @@ def use_fonts_for(texts: Iterable[str]) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` as a PNG that holds no date and no version: same figure, same bytes."""
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
-        figure.savefig(partial, metadata={"Software": None})
+        figure.savefig(
+            partial, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
+        )  # fmt: skip
     plt.close(figure)
 
 
@@ -165,9 +167,8 @@ def confusion(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     labels = [shortened(classes[i], 18) for i in shown]
     others = ["others"] if len(shown) < len(classes) else []
     size = max(4.2, 0.42 * len(labels) + 1.6)
-    height = size + 0.5 + 0.05 * max(map(len, labels))  # the longest name stands aslant
     figure, panels = plt.subplots(
-        1, len(matrices), figsize=(2 * size + 0.6, height), layout="constrained", sharey=True
+        1, len(matrices), figsize=(2 * size + 0.6, size + 0.5), layout="constrained", sharey=True
     )
     for axes, (mode, counts) in zip(panels, matrices.items(), strict=True):
         share = 100 * counts[shown] / counts[shown].sum(1, keepdims=True)
