@@ -14,6 +14,7 @@ from torch import nn
 from stages import download, evaluate
 from tools import predict
 from tools.isolated import environment
+from transfer.common.errors import exit_cleanly
 from transfer.common.params import MODES, load_params
 from transfer.inference import to_input
 from transfer.model.network import build, save_weights
@@ -115,7 +116,9 @@ def test_a_file_may_have_any_name(project, run, capsys, name):
     assert len(lines) == 4  # a header, a line for each mode, where it is drawn
     assert (project / DRAWN).exists()
     os.truncate(os.path.join(os.fsencode(project), name), 50)
-    assert "is damaged" in refusal(lambda: run(os.fsdecode(name))).replace("empty, ", "is ")
+    with pytest.raises(SystemExit) as ended:
+        exit_cleanly(lambda: run(os.fsdecode(name)))
+    assert re.fullmatch("error: .*damaged.*", ended.value.code)  # no line break
 
 
 def damaged(project) -> str:
