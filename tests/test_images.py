@@ -47,6 +47,17 @@ def test_other_deep_formats_are_refused_too(tmp_path):
         assert f"{name}: has more than 8 bits" in message
 
 
+def test_floating_point_is_refused_and_five_bits_are_not(tmp_path):
+    (tmp_path / "deep.pfm").write_bytes(b"Pf\n2 2\n-1.0\n" + struct.pack("<4f", 0, 0.2, 0.5, 1))
+    assert "has more than 8 bits" in refusal(lambda: read_image(tmp_path / "deep.pfm", 2))
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)  # a bitmap of 16 bits a pixel, all red
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, 8, 0, 0, 0, 0) + masks
+    pixels = struct.pack("<4H", *[0xF800] * 4)
+    start = struct.pack("<2sIHHI", b"BM", 14 + len(header) + 8, 0, 0, 14 + len(header))
+    (tmp_path / "small.bmp").write_bytes(start + header + pixels)
+    assert (read_image(tmp_path / "small.bmp", 2) == (255, 0, 0)).all()
+
+
 @pytest.mark.parametrize("name", ["a.ppm", "a.tiff", "a.jp2", "a.webp", "a.bmp", "a.avif", "a.tga"])
 def test_usual_formats_are_read(tmp_path, name):
     save_image(tmp_path / name)

@@ -60,7 +60,9 @@ class TestCifar10:
         assert re.search(f"stripes/{name}: is (missing|damaged)", refusal(download.main))
         assert contents(project / "data") == before
 
-    @pytest.mark.parametrize("text", ["", "nonsense\n", "0123  data_batch_1\n"])
+    @pytest.mark.parametrize(
+        "text", ["", "nonsense\n", "0123  data_batch_1\n", "01  batches.meta\n23  test_batch\n"]
+    )
     def test_a_bad_list_of_checksums_is_refused(self, batches, text):
         (batches / "MD5SUMS").write_text(text)
         assert "MD5SUMS: must list" in refusal(lambda: read(batches))

@@ -52,11 +52,15 @@ def read_batches(folder: Path, listing: Path) -> Splits:
         lines = listing.read_text(encoding="utf-8").splitlines()
         md5 = {name: digest for digest, name in (line.split() for line in lines)}
         meta, test = md5["batches.meta"], md5["test_batch"]
-        train = sorted((name, digest) for name, digest in md5.items() if name.startswith("data_"))
+        train = sorted(
+            item for item in md5.items() if item[0] not in ("batches.meta", "test_batch")
+        )
+        if not train:
+            raise ValueError("no training batch")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{listing}: must list batches.meta, test_batch and the training batches, data_…, "
-            f"as md5sum prints them: {error!r}"
+            f"{listing}: must list batches.meta, test_batch and the training batches as md5sum "
+            f"prints them: {error!r}"
         ) from None
     for name, digest in md5.items():
         if not (folder / name).is_file():

@@ -64,6 +64,8 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether the file, not only what Pillow makes of it, has more than 8 bits a channel."""
+    if image.mode.startswith(("I", "F")):
+        return True
     tags: Any = getattr(image, "tag_v2", {})  # of TIFF; 258 is BitsPerSample
     raw: Any = [tile.args for tile in image.tile]  # how the decoders read the file
     match image.format:
@@ -71,8 +73,8 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
             return _bits_of_jpeg2000(Path(os.fsdecode(image.filename))) > 8
         case "PPM" if isinstance(raw[0], tuple):  # the last argument is the brightest value
             return raw[0][-1] > 255
-    layouts = re.search(r";(10|12|16|32)", str(raw))
-    return image.mode.startswith(("I", "F")) or bool(layouts) or max(tags.get(258, (8,))) > 8
+    # BGR;16 has 16 bits a pixel: 5 or 6 a channel.
+    return bool(re.search(r"(?<!BGR);(10|12|16|32)", str(raw))) or max(tags.get(258, (8,))) > 8
 
 
 def _bits_of_jpeg2000(path: Path) -> int:
