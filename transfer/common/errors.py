@@ -14,6 +14,9 @@ from typing import NoReturn
 class InputError(Exception):
     """Something given to the program is wrong. The message is one line: where, what, what to do."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 def printable(text: object) -> str:
     """`text` on one line: control characters, line ends and lone surrogates become escapes."""
@@ -34,7 +37,7 @@ def exit_cleanly(main: Callable[[], object]) -> None:
     try:
         main()
     except InputError as error:
-        if _under_torchrun() and os.environ.get("RANK") != "0":
+        if not is_first_process():
             time.sleep(5)  # most mistakes fail in every process: let the first one report them
         fail(str(error))
     except OSError as error:
@@ -51,13 +54,18 @@ def fail(message: str) -> NoReturn:
     end of its own report, so that it appears once.
     """
     line = f"error: {printable(message)}"
-    if _under_torchrun():
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if _under_torchrun() and path:
         report = {"message": line, "timestamp": int(time.time())}
-        path = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
-        path.write_text(json.dumps(report), encoding="utf-8")
+        Path(path).write_text(json.dumps(report), encoding="utf-8")
         sys.exit(1)
     sys.exit(line)
 
 
+def is_first_process() -> bool:
+    """False in all but the first of the processes that torchrun started; True without it."""
+    return not _under_torchrun() or os.environ.get("RANK") == "0"
+
+
 def _under_torchrun() -> bool:
-    return bool(os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("TORCHELASTIC_ERROR_FILE"))
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID"))

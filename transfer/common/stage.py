@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from transfer.common.errors import InputError, exit_cleanly
+from transfer.common.errors import InputError, exit_cleanly, is_first_process
 from transfer.common.files import project_root, write_json
 from transfer.common.machine import machine
 
@@ -30,8 +30,8 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         refuse_shallow_clone()
         start = time.perf_counter()
         main()
-        if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK") != "0":
-            return  # torchrun started several processes: the first one writes
+        if not is_first_process():
+            return
         try:
             costs = dict(json.loads(COST.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
