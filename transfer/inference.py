@@ -1,6 +1,7 @@
 """From images to logits: the device, the input of a network, and prediction without gradients."""
 
 import ctypes
+import functools
 import sys
 
 import torch
@@ -28,10 +29,7 @@ def choose_device(device: str, threads: int) -> torch.device:
         if device == "cuda" and not found:
             try:
                 torch.cuda.init()
-            except (
-                RuntimeError,
-                AssertionError,
-            ) as error:  # no driver, too old, CPU build of torch
+            except (RuntimeError, AssertionError) as error:  # no driver, too old, no CUDA in torch
                 has += f" ({str(error).splitlines()[0].split('. ')[0]})"
         raise InputError(f"train.device = {device!r}: torch finds {has}; use auto or cpu")
     torch.set_num_threads(threads)
@@ -54,8 +52,14 @@ def to_input(images: Tensor, size: int) -> Tensor:
     is several times as fast as in float32; then normalised with ImageNet's statistics.
     """
     scaled = resize(images.permute(0, 3, 1, 2), [size, size])
-    mean, std = 255 * torch.tensor([MEAN, STD], device=images.device).view(2, 3, 1, 1)
-    return torch.addcmul(-mean / std, scaled, 1 / std)  # (scaled - mean) / std, in one pass
+    offset, factor = _normalisation(images.device)
+    return torch.addcmul(offset, scaled, factor)  # (scaled - mean) / std, in one pass
+
+
+@functools.cache  # on a GPU, a copy for each batch would make the processor wait
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = 255 * torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
+    return -mean / std, 1 / std
 
 
 def chunk_size(image_size: int) -> int:

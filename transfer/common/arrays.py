@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from transfer.common.errors import InputError
-from transfer.common.files import replacing
+from transfer.common.files import replacing, write_json
 
 PREPARED = Path("data/prepared")
 
@@ -35,8 +35,7 @@ def write_arrays(folder: Path, splits: dict[str, Split], classes: list[str]) -> 
         for name, split in splits.items():
             for kind, tensor in split._asdict().items():
                 np.save(new / f"{name}_{kind}.npy", tensor.numpy())
-        text = json.dumps(classes, ensure_ascii=False, indent=0) + "\n"
-        (new / "classes.json").write_bytes(text.encode())
+        write_json(new / "classes.json", classes)
 
 
 def load_split(folder: Path, name: str, classes: list[str]) -> Split:
