@@ -7,7 +7,7 @@ from transfer.architecture import describe
 from transfer.common.arrays import Split
 from transfer.common.params import MODES, load_params
 from transfer.inference import choose_device, to_input
-from transfer.model.backbone import classifier, cut, feature_blocks, freeze
+from transfer.model.backbone import classifier, cut, feature_blocks, folded, freeze
 from transfer.model.network import build, fill, parameter_count, trace
 from transfer.training.loop import train
 
@@ -55,6 +55,38 @@ def test_all_blocks_are_the_whole_feature_extractor(name):
     original(images)
     pooled = nn.functional.adaptive_avg_pool2d(blocks(images), 7 if name == "vgg11_bn" else 1)
     torch.testing.assert_close(pooled.flatten(1), seen[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("mobilenet_v3_small", 0), ("resnet18", 0), ("densenet121", 62)]
+)
+def test_a_folded_backbone_computes_the_same(name, left):
+    backbone = cut(with_weights(name), None)
+    freeze(backbone)
+    images = torch.randn(2, 3, 64, 64)
+    wanted = backbone(images)
+    faster = folded(backbone, images[:1])
+    assert faster is not backbone
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in faster.modules()) == left
+    torch.testing.assert_close(faster(images), wanted, rtol=1e-3, atol=1e-4)
+    assert torch.equal(backbone(images), wanted)
+
+
+class Unusual(nn.Module):
+    """Has no graph that does not depend on what passes through it."""
+
+    def forward(self, x):
+        return x * 2 if x.mean() > 0 else x
+
+
+def test_a_backbone_that_cannot_be_folded_stays_as_it_is():
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Unusual())
+    freeze(backbone)
+    assert folded(backbone, torch.randn(1, 3, 8, 8)) is backbone
+    overflowing = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    freeze(overflowing)
+    overflowing[1].weight.data.fill_(float("inf"))
+    assert folded(overflowing, torch.randn(1, 3, 8, 8)) is overflowing
 
 
 def test_the_worked_example_trains_1026_parameters(mobilenet):
@@ -147,3 +179,4 @@ def test_the_description_tells_what_is_kept_cut_and_replaced(mobilenet):
     assert ("cut", "features.5") in lines
     assert "avgpool, classifier: by the head" in text
     assert "24,224  fixed" in text
+    assert "12 of its 12 BatchNorm layers" in text
