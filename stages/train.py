@@ -14,7 +14,7 @@ from transfer.common.params import load_params
 from transfer.common.stage import run_stage
 from transfer.inference import choose_device
 from transfer.model.network import build, fill, load_weights, save_weights
-from transfer.splits import stratified
+from transfer.splits import balanced, stratified
 from transfer.training.checkpoint import checkpoint_path
 from transfer.training.loop import Log, train
 from transfer.training.processes import join, process
@@ -51,13 +51,15 @@ def main(mode: str) -> None:
     join(device)
     rank, processes = process()
 
-    # Hold out images to validate on; the test split is not read.
+    # Hold out images to validate on, and take as many as asked for; the test split is not read.
     classes = load_classes(PREPARED)
     data = load_split(PREPARED, "train", classes)
     rest, held_out = stratified(
         data.labels, params.train.shared.validation_share, classes, params.seed,
         "train.shared.validation_share",
     )  # fmt: skip
+    if count := params.train.shared.images:
+        rest = balanced(data.labels, rest, count, params.seed, "train.shared.images")
 
     torch.manual_seed(params.seed)
     network = build(params.model, len(classes))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import refusal
 
-from transfer.splits import stratified
+from transfer.splits import balanced, stratified
 
 
 def names(count: int) -> list[str]:
@@ -70,3 +70,30 @@ def test_the_advice_of_the_refusal_can_be_followed():
 def test_a_class_of_one_image_is_named():
     labels = torch.tensor([0, 0, 0, 1])
     assert "2 images or more of class 1" in refusal(lambda: draw(labels, 0.5))
+
+
+def test_few_images_are_balanced_and_more_include_them():
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate((1000, 100, 10, 2))])
+    index = torch.randperm(len(labels))[:1100]
+    index = torch.cat([index, (labels >= 2).nonzero().flatten()]).unique()
+    before = set()
+    for count in (4, 8, 40, 400, len(index)):
+        drawn = balanced(labels, index, count, 0, "images")
+        assert len(set(drawn.tolist())) == count
+        assert set(drawn.tolist()) <= set(index.tolist())
+        assert before <= set(drawn.tolist())
+        before = set(drawn.tolist())
+        per_class = labels[drawn].bincount().tolist()
+        there = labels[index].bincount().tolist()
+        assert all(n == t or n >= max(per_class) - 1 for n, t in zip(per_class, there, strict=True))
+    assert not torch.equal(
+        balanced(labels, index, 40, 0, "images"), balanced(labels, index, 40, 1, "images")
+    )
+
+
+@pytest.mark.parametrize("count", [3, 41])
+def test_images_that_are_not_there_are_refused(count):
+    labels = torch.arange(4).repeat(10)
+    message = refusal(lambda: balanced(labels, torch.arange(40), count, 0, "images"))
+    assert message.startswith(f"images = {count}: must be at least 4, one of each class, and at")
+    assert "40 training images" in message

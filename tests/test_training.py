@@ -103,7 +103,7 @@ def test_cached_features_are_what_the_backbone_extracts(params, stripes):
     backbone = build(params.model, 10).backbone
     freeze(backbone)
     [(features, labels)] = batches.cached_features(backbone, stripes, params)(0)
-    order = batches.shuffled_batches(340, 340, batches.random_stream(params.seed, 0, 0, 0))[0]
+    order = batches.shuffled_batches(340, params, batches.random_stream(params.seed, 0, 0, 0))[0]
     images = batches.augment(
         stripes.images, torch.arange(256), params.train.shared.max_shift,
         batches.random_stream(params.seed, 1, 0, 0),
@@ -115,10 +115,29 @@ def test_cached_features_are_what_the_backbone_extracts(params, stripes):
     assert (labels == stripes.labels[order]).all()
 
 
-def test_an_epoch_has_each_image_once():
-    drawn = batches.shuffled_batches(103, 10, torch.Generator().manual_seed(0))
-    assert [len(batch) for batch in drawn] == [10] * 10
-    assert len(set(torch.cat(drawn).tolist())) == 100
+@pytest.mark.parametrize(
+    ("count", "sizes", "most"),
+    [
+        (103, [10] * 10, 1),  # each image once, but three
+        (25, [10] * 7, 3),  # few images are passed over again
+        (4, [4] * 7, 7),  # fewer than a batch
+    ],
+)
+def test_an_epoch_has_each_image_equally_often(params, count, sizes, most):
+    shared = {"batch_size": 10, "min_steps": 7}
+    changed = params.changed({"train": {"shared": shared}})
+    drawn = batches.shuffled_batches(count, changed, torch.Generator().manual_seed(0))
+    assert [len(batch) for batch in drawn] == sizes
+    times = torch.cat(drawn).bincount(minlength=count)
+    assert times.max() == most
+    assert times.max() - times.min() <= 1
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
+def test_training_on_fewer_images_than_a_batch(params, stripes, mode):
+    params = params.changed({"train": {"shared": {"batch_size": 4096, "min_steps": 10}}})
+    _, _, logged = run(mode, params, stripes, epochs=4)
+    assert logged[-1][1]["train_loss"] < logged[0][1]["train_loss"]
 
 
 def test_images_grow_to_their_full_size(params):
@@ -184,18 +203,18 @@ def test_calibration_keeps_the_predictions_and_lowers_the_loss(params, stripes):
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("shared", "words"),
-        [
-            ({"batch_size": 321}, "train.shared.batch_size = 321: there are only 320 training"),
-            ({"max_shift": 31}, None),
-        ],
-    )
-    def test_settings_that_do_not_fit_the_data(self, params, stripes, shared, words):
-        changed = params.changed({"train": {"shared": shared}})
-        message = refusal(lambda: run("frozen", changed, stripes, epochs=1))
-        assert (message or "").startswith(words or "")
-        assert bool(message) == bool(words)
+    def test_a_single_image(self, params, stripes):
+        network = build(params.model, 10)
+        one = stripes.take(torch.arange(1))
+        message = refusal(lambda: train(network, "frozen", one, one, params, CPU, print))
+        assert message == (
+            "train.shared.images = None: each of the 1 processes needs two training images or "
+            "more; there are 1"
+        )
+
+    def test_the_largest_shift(self, params, stripes):
+        changed = params.changed({"train": {"shared": {"max_shift": 31}}})
+        assert run("frozen", changed, stripes, epochs=1)[2]
 
     def test_a_shift_by_more_than_the_image(self, params):
         params = params.changed({"train": {"shared": {"max_shift": 16, "batch_size": 4}}})

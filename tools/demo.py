@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"weights": None, "image_size": 32},
     "train": {
         "device": "cpu",
-        "shared": {"batch_size": 32, "validation_share": 0.125},
+        "shared": {"batch_size": 32, "min_steps": 1, "validation_share": 0.125},
         "frozen": {"epochs": 6, "views": 2},
         "finetuned": {"epochs": 6},
     },

@@ -38,6 +38,27 @@ def stratified(
     return (~drawn).nonzero().flatten(), order[drawn[order]]
 
 
+def balanced(labels: Tensor, index: Tensor, count: int, seed: int, setting: str) -> Tensor:
+    """`count` of the images at `index`, in order: at random, as equally many of each class as
+    there are. With the same `seed`, more images include those that fewer would be.
+
+    `labels` is int64 (N,), `index` and the result too. Raises InputError, which names `setting`,
+    where there are too few images, or fewer are asked for than there are classes.
+    """
+    classes = int(labels.max()) + 1
+    if not classes <= count <= len(index):
+        raise InputError(
+            f"{setting} = {count}: must be at least {classes}, one of each class, and at most the "
+            f"{len(index)} training images that are not held out"
+        )
+    order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))]
+    place = torch.empty_like(order)  # among the images of the same class
+    for label in range(classes):
+        same = labels[order] == label
+        place[same] = torch.arange(int(same.sum()))
+    return order[place.argsort(stable=True)[:count]].sort().values
+
+
 def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
     """How many of each class to draw: proportional, `total` in sum, 1 to count - 1 of each.
 

@@ -49,8 +49,10 @@ class Model(Section):
 
 
 class Shared(Section):
+    images: Annotated[int, Field(ge=2)] | None
     validation_share: Share
     batch_size: Annotated[int, Field(ge=2, le=4096)]
+    min_steps: Annotated[int, Field(ge=1, le=100_000)]
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     max_shift: Annotated[int, Field(ge=0, le=31)]

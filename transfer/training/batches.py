@@ -24,10 +24,22 @@ def random_stream(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
-def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The indices 0..count-1 in random order, in full batches; the rest is left out."""
-    order = torch.randperm(count, generator=generator)
-    return order[: count - count % batch_size].split(batch_size)
+def batches_of_epoch(count: int, params: Params) -> tuple[int, int]:
+    """How many batches an epoch of `count` images has, and how many images each of them.
+
+    Images that do not fill a batch are left out. Few images are passed over several times, for
+    train.shared.min_steps batches; a batch has at most all images.
+    """
+    size = min(share_of_batch(params), count)
+    return max(count // size, params.train.shared.min_steps), size
+
+
+def shuffled_batches(count: int, params: Params, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The batches of an epoch: indices 0 to `count` - 1, in a new random order in each pass."""
+    steps, size = batches_of_epoch(count, params)
+    passes = -(-steps * size // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
+    return order[: steps * size].split(size)
 
 
 def augment(images: Tensor, index: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -69,7 +81,7 @@ def augmented(data: Split, params: Params, epoch: int) -> Batches:
     """One epoch of (input NCHW, labels) for fine-tuning, each image augmented anew."""
     generator = random_stream(params.seed, 0, epoch, process()[0])
     size = image_size_in(epoch, "finetuned", params)
-    for index in shuffled_batches(len(data.labels), share_of_batch(params), generator):
+    for index in shuffled_batches(len(data.labels), params, generator):
         images = augment(data.images, index, params.train.shared.max_shift, generator)
         yield to_input(images, size), data.labels[index.to(data.labels.device)]
 
@@ -105,7 +117,7 @@ def cached_features(backbone: nn.Module, data: Split, params: Params) -> Callabl
 
     def batches(epoch: int) -> Batches:
         generator = random_stream(params.seed, 0, epoch, rank)
-        for index in shuffled_batches(count, share_of_batch(params), generator):
+        for index in shuffled_batches(count, params, generator):
             index = index.to(data.labels.device)
             x = view(epoch % views)[index].float() if cached else features(index, generator)
             yield x, data.labels[index]

@@ -9,16 +9,16 @@ from transfer.common.machine import free_memory
 from transfer.common.params import Params
 from transfer.model.network import Network, parameter_count, trace
 from transfer.training.batches import image_size_in
-from transfer.training.processes import process, share_of_batch
+from transfer.training.processes import process
 
 
 def check_settings(network: Network, mode: str, data: Split, params: Params) -> None:
     """Raise InputError where `params` do not fit `data` or the backbone of `network`."""
-    batch_size, max_shift = params.train.shared.batch_size, params.train.shared.max_shift
-    if len(data.labels) // process()[1] < share_of_batch(params):
+    max_shift, processes = params.train.shared.max_shift, process()[1]
+    if len(data.labels) < 2 * processes:
         raise InputError(
-            f"train.shared.batch_size = {batch_size}: there are only {len(data.labels)} "
-            "training images"
+            f"train.shared.images = {params.train.shared.images}: each of the {processes} "
+            f"processes needs two training images or more; there are {len(data.labels)}"
         )
     side = min(data.images.shape[1:3])
     if max_shift >= side:
@@ -34,8 +34,8 @@ def check_settings(network: Network, mode: str, data: Split, params: Params) -> 
         )
 
 
-def check_memory(learner: nn.Module, x: Tensor, params: Params) -> None:
-    """Raise InputError if a step on a batch of what `x` holds one of cannot fit into memory.
+def check_memory(learner: nn.Module, x: Tensor, count: int, params: Params) -> None:
+    """Raise InputError if a step on `count` of what `x` holds one of cannot fit into memory.
 
     A step needs what autograd keeps for each image, as much again for what passes between
     layers, and each parameter four times: itself, its gradient and AdamW's two moments.
@@ -50,7 +50,7 @@ def check_memory(learner: nn.Module, x: Tensor, params: Params) -> None:
     learner.eval()  # BatchNorm's statistics must not move
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         learner(x)
-    needed = 2 * sum(kept.values()) * share_of_batch(params) + 16 * parameter_count(learner)
+    needed = 2 * sum(kept.values()) * count + 16 * parameter_count(learner)
     free = torch.cuda.mem_get_info()[0] if x.device.type == "cuda" else free_memory()
     if needed > free:
         raise InputError(

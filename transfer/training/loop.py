@@ -14,10 +14,17 @@ from tqdm import tqdm
 from transfer.common.arrays import Split
 from transfer.common.params import Params
 from transfer.inference import predict, to_input
-from transfer.model.backbone import freeze
+from transfer.model.backbone import folded, freeze
 from transfer.model.network import Network
 from transfer.training import checkpoint
-from transfer.training.batches import Batches, augmented, autocast, cached_features, image_size_in
+from transfer.training.batches import (
+    Batches,
+    augmented,
+    autocast,
+    batches_of_epoch,
+    cached_features,
+    image_size_in,
+)
 from transfer.training.checks import (
     check_losses,
     check_memory,
@@ -26,7 +33,7 @@ from transfer.training.checks import (
     check_unchanged,
 )
 from transfer.training.optimizer import Schedule, make_optimizers, make_schedules
-from transfer.training.processes import from_first, process, share_of_batch, share_of_data
+from transfer.training.processes import from_first, process, share_of_data
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -58,7 +65,7 @@ def train(
     before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
 
     epochs, rank = getattr(params.train, mode).epochs, process()[0]
-    steps = len(data.labels) // share_of_batch(params)
+    steps, _ = batches_of_epoch(len(data.labels), params)
     optimizers = make_optimizers(network, mode, params)
     rows = resume(network, optimizers, log, unfinished)
     schedules = make_schedules(optimizers, steps * epochs, steps * len(rows), params)
@@ -92,12 +99,13 @@ def prepare(
     InputError when a step cannot fit into memory.
     """
     one = to_input(data.images[:1], params.model.image_size)
+    _, batch = batches_of_epoch(len(data.labels), params)
     if mode == "finetuned":
-        check_memory(network, one, params)
+        check_memory(network, one, batch, params)
         return network, functools.partial(augmented, data, params)
     freeze(network.backbone)
-    check_memory(network.head, network.backbone(one), params)
-    return network.head, cached_features(network.backbone, data, params)
+    check_memory(network.head, network.backbone(one), batch, params)
+    return network.head, cached_features(folded(network.backbone, one), data, params)
 
 
 def resume(
