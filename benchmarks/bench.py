@@ -1,9 +1,11 @@
-"""What the speed claims rest on: `make bench`, after `make repro`. About 15 minutes on 2 cores.
+"""What the speed claims rest on: `make bench`, after `make repro`. About 75 minutes on 2 cores.
 
-Measures, in turns in one run, the training images per second of the usual notebook and of the
-pipeline, with the same network, image size and batch size; then the pipeline's fine-tuning step
-with and without data work, on other thread counts, and with other CPU instructions. Prints tables
-and writes benchmarks/results.json. Nothing else should run meanwhile.
+Measures side by side in one run, nothing else running meanwhile: the training images per second of
+the pipeline and of what people usually write (benchmarks/peers.py), with the same network, image
+size and batch size; the accuracy on the test set that each has reached after the same minutes; and
+the pipeline's fine-tuning step with and without data work, on other thread counts, with other CPU
+instructions, and against the fastest that these cores multiply. Prints tables and writes
+benchmarks/results.json and docs/minutes.png.
 """
 
 import itertools
@@ -12,31 +14,31 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Subset
-from torchvision import transforms
-from torchvision.datasets import CIFAR10
 
+from benchmarks.peers import BACKBONE, PEERS, new_network
+from transfer import figures
 from transfer.common.arrays import PREPARED, load_classes, load_split
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_json
 from transfer.common.machine import machine
 from transfer.common.params import MODES, load_params, merge
-from transfer.fetch import assets_dir
-from transfer.inference import choose_device
-from transfer.model.backbone import freeze
-from transfer.model.network import build, fill, load_weights
+from transfer.common.stage import COST
+from transfer.inference import choose_device, predict
+from transfer.model.network import Network, trace
+from transfer.splits import stratified
 from transfer.training.batches import augmented
 from transfer.training.loop import train, train_one_epoch
 from transfer.training.optimizer import make_optimizers, make_schedules
 
-RESULTS = Path("benchmarks/results.json")
-BACKBONE = Path("models/backbone.safetensors")  # of the stage backbone
+RESULTS, FIGURE = Path("benchmarks/results.json"), Path("docs/minutes.png")
 REPEATS, SAMPLE = 3, 6400  # turns; images in each
+MINUTES = (4, 12)  # of fine-tuning
 WARM_UP, STEPS, ROUNDS = 3, 10, 5
 # So that CPUs with more than AVX2 compute as those without, by torch, oneDNN and MKL.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
@@ -45,66 +47,75 @@ VARIANTS: dict[str, tuple[int, dict[str, str]]] = {
 }  # fmt: skip
 
 
-def notebook(mode: str) -> dict[str, float]:
-    """The usual notebook: torchvision's data set in a DataLoader with two workers.
-
-    Images are augmented and scaled one by one with PIL, and the backbone is computed in each epoch.
+def rate(contender: str, mode: str) -> dict[str, float]:
+    """Training images per second, without the start; of the pipeline in mode frozen with the
+    feature extraction of all its epochs.
     """
     params = load_params()
-    settings = params.train.shared
-    torch.set_num_threads(params.train.threads)
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(32, settings.max_shift, padding_mode="reflect"),
-            transforms.RandomHorizontalFlip(),
-            transforms.Resize(params.model.image_size),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    assets = assets_dir()
-    dataset = CIFAR10(assets or Path("data"), True, transform, download=not assets)
-    subset = Subset(dataset, range(SAMPLE))
-    loader = DataLoader(subset, settings.batch_size, shuffle=True, num_workers=2, drop_last=True)
-    network = build(params.model, 10)
-    fill(network.backbone, load_weights(BACKBONE), str(BACKBONE))
-    network.train()
-    if mode == "frozen":
-        freeze(network.backbone)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    start = 0.0
-    for batch, (x, labels) in enumerate(loader):
-        if batch == WARM_UP:
-            start = time.perf_counter()
-        loss = torch.nn.functional.cross_entropy(network(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    seconds = time.perf_counter() - start
-    return {"images_per_s": (len(loader) - WARM_UP) * settings.batch_size / seconds}
-
-
-def pipeline(mode: str) -> dict[str, float]:
-    """The pipeline's training, in mode frozen with the feature extraction of all its epochs."""
-    epochs = load_params().train.frozen.epochs if mode == "frozen" else 1
-    full_size = {"finetuned": {"initial_scale": 1.0}}
-    params = load_params().changed({"train": merge(full_size, {mode: {"epochs": epochs}})})
     device = choose_device("cpu", params.train.threads)
-    network = build(params.model, 10)
-    fill(network.backbone, load_weights(BACKBONE), str(BACKBONE))
+    if contender in PEERS:
+        times: list[float] = []
+        steps = SAMPLE // params.train.shared.batch_size
+        PEERS[contender](mode, steps, lambda: times.append(time.perf_counter()))
+        seconds = (times[-1] - times[WARM_UP - 1]) / (steps - WARM_UP)
+        return {"images_per_s": params.train.shared.batch_size / seconds}
+    epochs = params.train.frozen.epochs if mode == "frozen" else 1
+    full_size = {"finetuned": {"initial_scale": 1.0}}
+    params = params.changed({"train": merge(full_size, {mode: {"epochs": epochs}})})
     split = load_split(PREPARED, "train", load_classes(PREPARED)).take(torch.arange(SAMPLE))
     two = split.take(torch.arange(2))  # images to validate on: not to be timed
+    network = new_network(mode)
     start = time.perf_counter()
     train(network, mode, split, two, params, device, lambda *_: None)
     return {"images_per_s": SAMPLE * epochs / (time.perf_counter() - start)}
+
+
+def reached(contender: str, amount: str) -> dict[str, float]:
+    """Minutes of fine-tuning and the accuracy on the test set then.
+
+    `amount` is how many epochs of the pipeline, or steps of a peer, should take the minutes.
+    """
+    params = load_params()
+    device = choose_device("cpu", params.train.threads)
+    start = time.perf_counter()
+    if contender in PEERS:
+        network = PEERS[contender]("finetuned", int(amount), lambda: None)
+    else:
+        network = fine_tuned(int(amount), device)
+    minutes = (time.perf_counter() - start) / 60
+    images, labels = load_split(PREPARED, "test", load_classes(PREPARED))
+    predicted = predict(network, images, params.model.image_size).argmax(1)
+    return {"minutes": minutes, "accuracy": (predicted == labels).double().mean().item()}
+
+
+def fine_tuned(epochs: int, device: torch.device) -> Network:
+    """As the stage trains, validation included."""
+    params = load_params().changed({"train": {"finetuned": {"epochs": epochs}}})
+    classes = load_classes(PREPARED)
+    data = load_split(PREPARED, "train", classes)
+    share = params.train.shared.validation_share
+    rest, held_out = stratified(data.labels, share, classes, params.seed, "validation_share")
+    network = new_network("finetuned")
+    train(
+        network, "finetuned", data.take(rest), data.take(held_out), params, device, lambda *_: None
+    )
+    return network
+
+
+def amounts(rates: dict[str, float]) -> dict[str, dict[int, int]]:
+    """How many epochs (the pipeline) or steps (the peers) take the MINUTES, as it was measured."""
+    params = load_params()
+    cost = json.loads(COST.read_text(encoding="utf-8"))["train@finetuned"]["seconds"]
+    seconds = {name: params.train.shared.batch_size / rate for name, rate in rates.items()}
+    seconds["pipeline"] = cost / params.train.finetuned.epochs
+    return {name: {m: round(60 * m / each) for m in MINUTES} for name, each in seconds.items()}
 
 
 def step(threads: str) -> dict[str, float]:
     """Fine-tuning steps, in turns on augmented images and on one batch kept in memory."""
     params = load_params()
     choose_device("cpu", int(threads))
-    network = build(params.model, 10).to(memory_format=torch.channels_last)
+    network = new_network("finetuned").to(memory_format=torch.channels_last)
     optimizers = make_optimizers(network, "finetuned", params)
     schedules = make_schedules(optimizers, 2 * STEPS * (ROUNDS + 1), 0, params)
     data = load_split(PREPARED, "train", load_classes(PREPARED))
@@ -118,56 +129,121 @@ def step(threads: str) -> dict[str, float]:
             train_one_epoch(name, network, source, optimizers, schedules, params)
             seconds[name].append(time.perf_counter() - start)
     augmentation, memory = (values[1:] for values in seconds.values())  # the first round warms up
+    images = STEPS * params.train.shared.batch_size
+    forward = trace({"network": network}, params.model.image_size)["network"].macs or 0
     return {
-        "images_per_s": STEPS * params.train.shared.batch_size / median(augmentation),
+        "images_per_s": images / median(augmentation),
         "data_overhead": median(a / m - 1 for a, m in zip(augmentation, memory, strict=True)),
+        # Backward takes twice the multiply-accumulates of forward.
+        "gmacs_per_s": 3 * forward * images / median(memory) / 1e9,
+        "matrix_gmacs_per_s": matrix_product(),
     }
 
 
-def measure(function: str, argument: object, **variables: str) -> dict[str, float]:
+def matrix_product(size: int = 2048) -> float:
+    """Billions of multiply-accumulates per second of one large product of float32 matrices."""
+    a, b = torch.rand(2, size, size)
+    seconds = []
+    for _ in range(WARM_UP + ROUNDS):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return size**3 / median(seconds[WARM_UP:]) / 1e9
+
+
+def measure(function: str, *arguments: object, **variables: str) -> dict[str, float]:
     """What a function of this module returns, in a process of its own."""
-    print("measuring", function, argument, *variables, file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "benchmarks.bench", function, str(argument)]
+    print("measuring", function, *arguments, *variables, file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "benchmarks.bench", function, *map(str, arguments)]
     environment = os.environ | variables
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def main() -> None:
-    if not PREPARED.is_dir() or not BACKBONE.is_file():
-        raise InputError(f"{PREPARED}, {BACKBONE}: are needed; run make repro first")
-    turns = range(REPEATS)
-    training = {}
-    for mode in MODES:
-        rates = [[measure(way, mode)["images_per_s"] for way in WAYS] for _ in turns]
-        usual, ours = (median(values) for values in zip(*rates, strict=True))
-        ratios = [pipeline_rate / notebook_rate for notebook_rate, pipeline_rate in rates]
-        training[mode] = {"notebook": usual, "pipeline": ours, "ratio": median(ratios)}
+    missing = [path for path in (PREPARED, BACKBONE, COST) if not path.exists()]
+    if missing:
+        raise InputError(f"{missing[0]}: is needed; run make repro first")
+    turns, contenders = range(REPEATS), [*PEERS, "pipeline"]
+
+    # The same work: median rates, and the median of the ratios in each turn.
+    measured = [
+        {m: {c: measure("rate", c, m)["images_per_s"] for c in contenders} for m in MODES}
+        for _ in turns
+    ]
+    training = {
+        mode: {
+            contender: {
+                "images_per_s": median(turn[mode][contender] for turn in measured),
+                "ratio": median(
+                    turn[mode]["pipeline"] / turn[mode][contender] for turn in measured
+                ),
+            }
+            for contender in contenders
+        }
+        for mode in MODES
+    }
+
+    # The same minutes.
+    rates = {name: values["images_per_s"] for name, values in training["finetuned"].items()}
+    accuracy = {
+        name: [measure("reached", name, amount) for amount in wanted.values()]
+        for name, wanted in amounts(rates).items()
+    }
+
+    # One step.
     steps = [{k: measure("step", n, **pins) for k, (n, pins) in VARIANTS.items()} for _ in turns]
     variants = {
         name: {
-            "images_per_s": median(turn[name]["images_per_s"] for turn in steps),
             "time_ratio": median(
                 turn["2 threads"]["images_per_s"] / turn[name]["images_per_s"] for turn in steps
-            ),
-            "data_overhead": median(turn[name]["data_overhead"] for turn in steps),
+            )
         }
+        | {key: median(turn[name][key] for turn in steps) for key in steps[0][name]}
         for name in VARIANTS
     }
-    write_json(RESULTS, {"machine": machine(), "training": training, "steps": variants})
-    print("\nTraining images per second; same network, image size and batch size\n")
-    rows = [(mode, *values.values()) for mode, values in training.items()]
-    print(tabulate(rows, ("mode", "notebook", "pipeline", "ratio"), floatfmt=".1f"))
-    print("\nA step of fine-tuning: images per second, time, and what data work adds to it\n")
-    header, formats = ("variant", "images/s", "time", "data work"), (".0f", ".0f", ".2f", "+.1%")
+
+    results = {"training": training, "accuracy": accuracy, "steps": variants}
+    write_json(RESULTS, {"machine": machine()} | results)
+    figures.save(figures.accuracy_by_minutes(accuracy), FIGURE)
+    print_tables(training, accuracy, variants)
+
+
+def print_tables(training: dict, accuracy: dict, variants: dict) -> None:
+    print("\nTraining images per second (pipeline: times); same network, image size, batch size\n")
+    rows = [
+        (
+            name,
+            *(
+                f"{v[name]['images_per_s']:,.0f} ({v[name]['ratio']:.1f})"
+                for v in training.values()
+            ),
+        )
+        for name in accuracy
+    ]
+    print(tabulate(rows, ("", *training)))
+    print("\nAccuracy on the test set after so many minutes of fine-tuning\n")
+    rows = [
+        (name, *(f"{p['accuracy']:.2%} ({p['minutes']:.1f} min)" for p in points))
+        for name, points in accuracy.items()
+    ]
+    print(tabulate(rows, ("", *(f"about {minutes} minutes" for minutes in MINUTES))))
+    print("\nA step of fine-tuning: time, images per second, what data work adds, billions of")
+    print("multiply-accumulates per second, and those of a large product of matrices\n")
+    header = ("variant", "time", "images/s", "data work", "GMAC/s", "matrices")
+    formats = ("", ".2f", ".0f", "+.1%", ".0f", ".0f")
     print(tabulate([(n, *v.values()) for n, v in variants.items()], header, floatfmt=formats))
 
 
-WAYS = {"notebook": notebook, "pipeline": pipeline}
+FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
+    "rate": rate,
+    "reached": reached,
+    "step": step,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        function, argument = sys.argv[1:]
-        print(json.dumps((WAYS | {"step": step})[function](argument)))
+        function, *arguments = sys.argv[1:]
+        print(json.dumps(FUNCTIONS[function](*arguments)))
     else:
         exit_cleanly(main)

@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
+CONTENDERS = ("#56B4E9", "#009E73", "#CC79A7", "#D55E00")
 MARKERS = {"frozen": "o", "finetuned": "s"}
 CORRECT, WRONG = "#007A5A", "#B3261E"
 MOST_CLASSES = 30  # in one figure: with more, those with the lowest accuracy are shown
@@ -257,6 +258,29 @@ def accuracy_by_blocks(blocks: list[int], accuracy: dict[str, list[float]]) -> F
     axes.set_xlabel("pretrained blocks kept")
     axes.set_ylabel("accuracy on the test set")
     axes.set_xticks(blocks)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> Figure:
+    """The accuracy after so many minutes, a line for each contender; the pipeline's is thick."""
+    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+    for (name, points), colour in zip(reached.items(), CONTENDERS, strict=False):
+        x, y = ([point[key] for point in points] for key in ("minutes", "accuracy"))
+        width = 3 if name == "pipeline" else 1.5
+        axes.plot(x, y, color=colour, linewidth=width, marker="o", label=name)
+        for minutes, accuracy in zip(x, y, strict=True):
+            axes.annotate(
+                f"{100 * accuracy:.1f}", (minutes, accuracy), (0, 7), textcoords="offset points",
+                ha="center", size=9, color=colour,
+            )  # fmt: skip
+    axes.set_title("Accuracy after so many minutes of fine-tuning")
+    axes.set_xlabel("minutes on the same CPU")
+    axes.set_ylabel("accuracy on the test set")
+    axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
