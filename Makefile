@@ -1,5 +1,6 @@
 # `make` lists the targets that have a comment behind ##. Each but the last makes .venv when needed.
 PYTHON ?= python3
+LOCKED := --quiet --universal --python-version 3.11.4 --generate-hashes --no-header --no-annotate
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:
@@ -40,7 +41,8 @@ seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; 
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
 
-bench: setup  ## measure what the speed claims rest on; 15 minutes, after make repro
+bench: setup  ## measure what the speed claims rest on; 75 minutes, after make repro
+	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 
 test: setup  ## run the tests
@@ -54,9 +56,10 @@ lint: setup  ## check style, format and types
 	ruff format --check
 	mypy stages transfer tools benchmarks
 
-lock:  ## compile requirements.txt from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11.4 --generate-hashes --extra dev \
-		--no-header --no-annotate --output-file requirements.txt pyproject.toml
+lock:  ## compile both requirements.txt from pyproject.toml (needs uv)
+	uv pip compile $(LOCKED) --extra dev --output-file requirements.txt pyproject.toml
+	uv pip compile $(LOCKED) --extra peers --constraint requirements.txt \
+		--output-file benchmarks/requirements.txt pyproject.toml
 
 # antlr4-python3-runtime comes as source, in Python alone.
 lock-check:  ## ask whether every locked package has a wheel for each system (needs uv)

@@ -236,9 +236,7 @@ def print_tables(training: dict, accuracy: dict, variants: dict) -> None:
 
 
 FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
-    "rate": rate,
-    "reached": reached,
-    "step": step,
+    function.__name__: function for function in (rate, reached, step)
 }
 
 if __name__ == "__main__":
