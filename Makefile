@@ -41,7 +41,7 @@ seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; 
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
 
-bench: setup  ## measure what the speed claims rest on; 75 minutes, after make repro
+bench: setup  ## measure what the speed claims rest on; an hour, after make repro
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 

@@ -151,14 +151,13 @@ def lightning(mode: str, steps: int, tick: Tick) -> Network:
 
 
 def fastai(mode: str, steps: int, tick: Tick) -> Network:
-    """fastai's Learner and one-cycle training, for as many whole epochs as fit into `steps`.
+    """fastai's Learner and one-cycle training, in whole epochs, of fewer images to end at `steps`.
 
-    Fewer than an epoch are steps of a longer training. Augmented by flips alone: fastai shifts a
-    larger image, which would cost it time.
+    Augmented by flips alone: fastai shifts a larger image, which would cost it time.
     """
     from fastai.callback.schedule import Learner
     from fastai.data.block import CategoryBlock, DataBlock
-    from fastai.learner import Callback, CancelFitException
+    from fastai.learner import Callback
     from fastai.learner import params as parameters
     from fastai.vision.augment import Flip, Resize
     from fastai.vision.core import PILImage, imagenet_stats
@@ -166,38 +165,34 @@ def fastai(mode: str, steps: int, tick: Tick) -> Network:
 
     params = load_params()
     settings = params.train.finetuned
-    dataset = cifar10(None)
+    dataset, batch_size = cifar10(None), params.train.shared.batch_size
+    epochs = -(-steps * batch_size // len(dataset))
+    count = steps * batch_size // epochs
     block = DataBlock(
         (ImageBlock, CategoryBlock(vocab=dataset.classes)),
         get_x=lambda i: PILImage.create(dataset.data[i]),
         get_y=lambda i: dataset.classes[dataset.targets[i]],
-        splitter=lambda items: (list(items), [0]),
+        splitter=lambda items: (list(range(len(items))), [0]),
         item_tfms=Resize(params.model.image_size),
         batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)],
     )
+    network = new_network(mode)  # sets the seed
     loaders = block.dataloaders(
-        range(len(dataset)), bs=params.train.shared.batch_size, num_workers=WORKERS,
+        torch.randperm(len(dataset))[:count].tolist(), bs=batch_size, num_workers=WORKERS,
         device=torch.device("cpu"),
     )  # fmt: skip
 
     class Ticks(Callback):
-        taken = 0
-
         def after_batch(self):
             if self.training:
                 tick()
-                self.taken += 1
-                if self.taken == steps:
-                    raise CancelFitException
 
-    network = new_network(mode)
     learner = Learner(
         loaders, network, loss_func=nn.CrossEntropyLoss(), cbs=Ticks(), train_bn=False,
         splitter=lambda network: [parameters(network.backbone), parameters(network.head)],
     )  # fmt: skip
     if mode == "frozen":
         learner.freeze()
-    epochs = max(1, steps // len(loaders.train))
     with learner.no_bar(), learner.no_logging():
         learner.fit_one_cycle(epochs, slice(settings.backbone_lr, settings.head_lr))
     return network
