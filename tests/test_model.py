@@ -7,7 +7,14 @@ from transfer.architecture import describe
 from transfer.common.arrays import Split
 from transfer.common.params import MODES, load_params
 from transfer.inference import choose_device, to_input
-from transfer.model.backbone import classifier, cut, feature_blocks, folded, freeze
+from transfer.model.backbone import (
+    ConvolutionWithNorm,
+    classifier,
+    cut,
+    feature_blocks,
+    folded,
+    freeze,
+)
 from transfer.model.network import build, fill, parameter_count, trace
 from transfer.training.loop import train
 
@@ -67,7 +74,10 @@ def test_a_folded_backbone_computes_the_same(name, left):
     wanted = backbone(images)
     faster = folded(backbone, images[:1])
     assert faster is not backbone
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in faster.modules()) == left
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    inside = sum(isinstance(module, ConvolutionWithNorm) for module in faster.modules())
+    assert norms - inside == left
+    assert {id(p) for p in faster.parameters()} == {id(p) for p in backbone.parameters()}
     torch.testing.assert_close(faster(images), wanted, rtol=1e-3, atol=1e-4)
     assert torch.equal(backbone(images), wanted)
 

@@ -153,7 +153,8 @@ class TestFakeCuda:
             network = build(params.model, 10)
             to_fake(network, "cuda")
             data = data_on("cuda")
-            learner, batches_of = loop.prepare(network, mode, data, params)
+            learner_in, batches_of = loop.prepare(network, mode, data, params)
+            learner = learner_in(0)
             optimizers = make_optimizers(network, mode, params)
             for optimizer, state in zip(optimizers, kept, strict=True):
                 optimizer.load_state_dict(state)
@@ -175,7 +176,8 @@ class TestFakeCuda:
     def state_of_the_cpu(self, params, mode, fill_in_gradients) -> list[dict]:
         """The optimizers' states after a step on the CPU."""
         network = build(params.model, 10)
-        learner, batches_of = loop.prepare(network, mode, data_on("cpu"), params)
+        learner_in, batches_of = loop.prepare(network, mode, data_on("cpu"), params)
+        learner = learner_in(0)
         optimizers = make_optimizers(network, mode, params)
         fill_in_gradients(learner)
         schedules = make_schedules(optimizers, 10, 0, params)
@@ -187,7 +189,8 @@ class TestFakeCuda:
         with FakeTensorMode(allow_non_fake_inputs=True):
             network = build(params.model, 10)
             to_fake(network, "cuda")
-            learner, batches_of = loop.prepare(network, "finetuned", data_on("cuda"), params)
+            learner_in, batches_of = loop.prepare(network, "finetuned", data_on("cuda"), params)
+            learner = learner_in(0)
             optimizers = make_optimizers(network, "finetuned", params)
             schedules = make_schedules(optimizers, 10, 0, params)
             fill_in_gradients(learner)

@@ -53,6 +53,22 @@ def test_finetuned_trains_both_and_moves_batchnorm(params, stripes):
     assert all(changes_in(network, before).values())
 
 
+def test_batchnorm_of_the_backbone_moves_until_its_statistics_are_fixed(params, stripes):
+    for until, moves in ((0.0, False), (0.5, True)):
+        settings = {"epochs": 2, "batch_norm_until": until}
+        network, before, _ = run("finetuned", params, stripes, **settings)
+        changed = changes_in(network, before)
+        statistics = {key for key in changed if "running_" in key or "num_batches" in key}
+        assert all(changed[key] for key in changed.keys() - statistics)
+        assert all(changed[key] for key in statistics if key.startswith("head."))
+        assert {changed[key] for key in statistics if key.startswith("backbone.")} == {moves}
+        backbone, head = (
+            int(network.state_dict()[f"{part}.1.num_batches_tracked"])
+            for part in ("backbone.features.0", "head.0")
+        )
+        assert backbone == until * head
+
+
 def test_the_backbone_has_its_own_lower_learning_rate(params):
     network = build(params.model, 10)
     optimizers = make_optimizers(network, "finetuned", params)

@@ -7,17 +7,19 @@ from tabulate import tabulate
 from torch import nn
 
 from transfer.common.params import Model
-from transfer.model.backbone import classifier, feature_blocks, folded, freeze
+from transfer.model.backbone import (
+    ConvolutionWithNorm,
+    classifier,
+    feature_blocks,
+    folded,
+    freeze,
+)
 from transfer.model.network import build, parameter_count, trace
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = tabulate(rows, header, "plain", intfmt=",", missingval="-")
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
-
-
-def _batch_norms(module: nn.Module) -> int:
-    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -61,7 +63,10 @@ def describe(settings: Model, classes: int) -> str:
     ]
     freeze(network.backbone)
     faster = folded(network.backbone, torch.rand(1, 3, size, size))
-    layers, left = (_batch_norms(module) for module in (network.backbone, faster))
+    layers, inside = (
+        sum(isinstance(part, kind) for part in faster.modules())
+        for kind in (nn.BatchNorm2d, ConvolutionWithNorm)
+    )
     return f"""\
 {settings.name}, cut after {list(kept)[-1]}, with a new {settings.head} head for {classes} classes
 
@@ -85,7 +90,7 @@ WHAT IS TRAINED
 {_table(("part", "parameters", "mode frozen", "mode finetuned"), trained)}
 
   In mode frozen the backbone runs in eval mode, so BatchNorm's statistics are fixed, too.
-  {layers - left} of its {layers} BatchNorm layers are then folded into the convolution before them.
+  {inside} of its {layers} BatchNorm layers are then folded into the convolution before them.
 
 EVERY PARAMETER OF THE NEW NETWORK
 

@@ -71,6 +71,7 @@ class Finetuned(Section):
     head_lr: LearningRate
     backbone_lr: LearningRate
     initial_scale: Annotated[float, Field(gt=0, le=1)]
+    batch_norm_until: Annotated[float, Field(ge=0, le=1)]
 
     @model_validator(mode="after")
     def backbone_is_slower(self) -> Self:

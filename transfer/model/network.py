@@ -52,7 +52,7 @@ def parameter_count(module: nn.Module, trainable: bool = False) -> int:
 class Network(nn.Module):
     """A backbone and the head on its feature map: float32 NCHW images -> logits (N, classes)."""
 
-    def __init__(self, backbone: nn.Sequential, head: nn.Sequential):
+    def __init__(self, backbone: nn.Module, head: nn.Sequential):
         super().__init__()
         self.backbone = backbone
         self.head = head

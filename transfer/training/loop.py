@@ -61,7 +61,7 @@ def train(
     check_settings(network, mode, data, params)
     network.to(device).to(memory_format=torch.channels_last)
     data = Split(*(tensor.to(device) for tensor in share_of_data(data)))
-    learner, batches_of = prepare(network, mode, data, params)
+    learner_in, batches_of = prepare(network, mode, data, params)
     before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
 
     epochs, rank = getattr(params.train, mode).epochs, process()[0]
@@ -69,13 +69,11 @@ def train(
     optimizers = make_optimizers(network, mode, params)
     rows = resume(network, optimizers, log, unfinished)
     schedules = make_schedules(optimizers, steps * epochs, steps * len(rows), params)
-    if process()[1] > 1:
-        learner = DistributedDataParallel(learner)
 
     for epoch in range(len(rows), epochs):
         name = f"{mode} epoch {epoch + 1}/{epochs}"
         bar = tqdm(batches_of(epoch), name, steps, leave=False, disable=None)
-        values = train_one_epoch(name, learner, bar, optimizers, schedules, params)
+        values = train_one_epoch(name, learner_in(epoch), bar, optimizers, schedules, params)
         if rank > 0:
             continue
         size = image_size_in(epoch, mode, params)
@@ -92,20 +90,31 @@ def train(
 
 def prepare(
     network: Network, mode: str, data: Split, params: Params
-) -> tuple[nn.Module, Callable[[int], Batches]]:
-    """The part of `network` that is trained, and a function: epoch -> its batches.
+) -> tuple[Callable[[int], nn.Module], Callable[[int], Batches]]:
+    """What is trained in an epoch, and on which batches: two functions of the epoch, from 0.
 
-    In mode frozen, that is the head on the features that the backbone extracts, once. Raises
-    InputError when a step cannot fit into memory.
+    In mode frozen, the head on the features that the backbone extracts, once; in mode finetuned,
+    the network on images. Raises InputError when a step cannot fit into memory.
     """
     one = to_input(data.images[:1], params.model.image_size)
     _, batch = batches_of_epoch(len(data.labels), params)
-    if mode == "finetuned":
-        check_memory(network, one, batch, params)
-        return network, functools.partial(augmented, data, params)
-    freeze(network.backbone)
-    check_memory(network.head, network.backbone(one), batch, params)
-    return network.head, cached_features(folded(network.backbone, one), data, params)
+
+    @functools.cache
+    def learner(fixed: bool) -> nn.Module:
+        part: nn.Module = network.head if mode == "frozen" else network
+        if fixed:
+            part = Network(folded(network.backbone, one), network.head)
+        return DistributedDataParallel(part) if process()[1] > 1 else part
+
+    if mode == "frozen":
+        freeze(network.backbone)
+        check_memory(network.head, network.backbone(one), batch, params)
+        features = cached_features(folded(network.backbone, one), data, params)
+        return lambda _: learner(False), features
+    check_memory(network, one, batch, params)
+    settings = params.train.finetuned
+    moving = round(settings.batch_norm_until * settings.epochs)
+    return lambda epoch: learner(epoch >= moving), functools.partial(augmented, data, params)
 
 
 def resume(
