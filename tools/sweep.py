@@ -1,11 +1,14 @@
-"""Accuracies against one setting, from experiments named NAME-1, NAME-2, ... that have run.
+"""A table and a figure of experiments that differ in one setting.
 
-`python -m tools.sweep NAME SETTING` prints the table and writes docs/NAME.csv, and of the setting
-model.blocks also docs/NAME.png. `make seeds` and `make sweep` run experiments and this.
+`python -m tools.sweep NAME`, NAME one of SWEEPS, takes the experiments named NAME-... of the last
+commit that have run, prints the mean and the range of their accuracies, and writes docs/NAME.csv,
+a line for each experiment, and docs/NAME.png. `make` runs the experiments and this.
 """
 
 import sys
 from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
 
 import dvc.api
 from tabulate import tabulate
@@ -16,24 +19,86 @@ from transfer.common.files import write_csv
 from transfer.common.params import MODES
 
 FOLDER = Path("docs")
-RESULTS = [*(f"{mode}.accuracy" for mode in MODES), "gain"]
 
 
-def main(name: str, setting: str) -> None:
-    found = {
-        int(row[setting]): {result: row[result] for result in RESULTS}
-        for row in dvc.api.exp_show()
-        if (row["Experiment"] or "").startswith(f"{name}-") and row.get("gain") is not None
-    }
-    if not found:
-        raise InputError(f"there is no experiment {name}-1 with results; see the Makefile")
-    values = sorted(found)
-    write_csv(FOLDER / f"{name}.csv", [{setting: value} | found[value] for value in values])
-    if setting == "model.blocks":
-        accuracy = {mode: [found[b][f"{mode}.accuracy"] for b in values] for mode in MODES}
-        figures.save(figures.accuracy_by_blocks(values, accuracy), FOLDER / f"{name}.png")
-    rows = [(value, *found[value].values()) for value in values]
-    print(tabulate(rows, (setting, *MODES, "gain"), floatfmt=".2%"))
+class Sweep(NamedTuple):
+    """The setting that differs, and what the figure, if there is one, says of it."""
+
+    setting: str
+    title: str = ""
+    x_label: str = ""
+    logarithmic: bool = False
+    marked: float | None = None  # the value of the default
+
+
+SWEEPS = {
+    "seeds": Sweep("seed"),
+    "images": Sweep(
+        "train.shared.images",
+        "What transfer learning gives, and when",
+        "training images, equally many of each class (logarithmic)",
+        logarithmic=True,
+    ),
+    "blocks": Sweep(
+        "model.blocks",
+        "Where to cut the pretrained network",
+        "blocks of the feature extractor that are kept (dashed: the default)",
+        marked=5,
+    ),
+}
+
+
+def value(settings: dict[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        settings = settings[name]
+    return settings
+
+
+def experiments(name: str, setting: str) -> list[dict[str, Any]]:
+    """A row for each experiment that has run: the setting, the seed, the weights, the results."""
+    rows = []
+    for found in dvc.api.exp_show():
+        if not (found["Experiment"] or "").startswith(f"{name}-") or found.get("gain") is None:
+            continue
+        settings = dvc.api.params_show(rev=found["rev"])
+        metrics = dvc.api.metrics_show(rev=found["rev"])
+        row = {key: value(settings, key) for key in dict.fromkeys((setting, "seed"))}
+        row["model.weights"] = settings["model"]["weights"] or "random"
+        rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
+    if not rows:
+        raise InputError(f"there is no experiment {name}-1 with results: run make {name}")
+    return sorted(rows, key=lambda row: (row["model.weights"], row[setting], row["seed"]))
+
+
+def by_line(rows: list[dict[str, Any]], setting: str) -> figures.Lines:
+    """The accuracies at each value of the setting: of both modes, and of training from scratch,
+    which is mode finetuned with random weights.
+    """
+    lines: figures.Lines = {}
+    for row in rows:
+        scratch = row["model.weights"] == "random"
+        names = {"finetuned": "from scratch"} if scratch else {mode: mode for mode in MODES}
+        for mode, name in names.items():
+            values = lines.setdefault(name, {})
+            values.setdefault(row[setting], []).append(row[f"{mode}.accuracy"])
+    return {name: lines[name] for name in figures.LINES if name in lines}
+
+
+def main(name: str) -> None:
+    sweep = SWEEPS[name]
+    rows = experiments(name, sweep.setting)
+    lines = by_line(rows, sweep.setting)
+    if sweep.title:
+        figure = figures.accuracy_by(lines, *sweep[1:])
+        figures.save(figure, FOLDER / f"{name}.png")
+    write_csv(FOLDER / f"{name}.csv", rows)
+    table = [
+        (line, f"{x:,}", len(values), mean(values), min(values), max(values))
+        for line, points in lines.items()
+        for x, values in points.items()
+    ]
+    header = ("", sweep.setting, "runs", "mean", "lowest", "highest")
+    print(tabulate(table, header, floatfmt=".2%"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
 CONTENDERS = ("#56B4E9", "#009E73", "#CC79A7", "#D55E00")
 MARKERS = {"frozen": "o", "finetuned": "s"}
+LINES = {mode: (COLOURS[mode], MARKERS[mode]) for mode in COLOURS}
+LINES["from scratch"] = ("#009E73", "^")
 CORRECT, WRONG = "#007A5A", "#B3261E"
 MOST_CLASSES = 30  # in one figure: with more, those with the lowest accuracy are shown
 FONT = "DejaVu Sans"
@@ -243,21 +245,42 @@ def predictions(
     return image_grid(images, captions, "Predictions of both models", note)
 
 
-def accuracy_by_blocks(blocks: list[int], accuracy: dict[str, list[float]]) -> Figure:
-    """Each mode's accuracy against how many blocks of the backbone are kept."""
-    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
-    for mode, values in accuracy.items():
-        axes.plot(blocks, values, color=COLOURS[mode], marker=MARKERS[mode], label=mode)
-        for x, y in zip(blocks, values, strict=True):
-            above = mode == "finetuned"
+Lines = dict[str, dict[float, list[float]]]  # name -> x -> the accuracies of some runs
+
+
+def accuracy_by(
+    lines: Lines, title: str, x_label: str, logarithmic: bool = False, marked: float | None = None
+) -> Figure:
+    """Mean accuracies, and the range of the runs where there are several, against a setting.
+
+    `lines` have names of LINES; a dashed line marks the value `marked`.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    for name, points in lines.items():
+        x, runs = list(points), list(points.values())
+        y = [float(np.mean(values)) for values in runs]
+        colour, marker = LINES[name]
+        axes.plot(x, y, color=colour, marker=marker, label=name)
+        lowest, highest = [min(values) for values in runs], [max(values) for values in runs]
+        axes.fill_between(x, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+        for place, accuracy in zip(x, y, strict=True):
+            # Above the highest line and below the others, so that no number is on a line.
+            above = accuracy == max(np.mean(other.get(place, [0])) for other in lines.values())
             axes.annotate(
-                f"{100 * y:.0f}", (x, y), (0, 7 if above else -7), textcoords="offset points",
-                ha="center", va="bottom" if above else "top", size=9, color=COLOURS[mode],
+                f"{100 * accuracy:.0f}", (place, accuracy), (0, 7 if above else -7), size=9,
+                textcoords="offset points", ha="center", va="bottom" if above else "top",
+                color=colour,
             )  # fmt: skip
-    axes.set_title("What fine-tuning adds depends on where the network is cut")
-    axes.set_xlabel("pretrained blocks kept")
+    if logarithmic:
+        axes.set_xscale("log")
+    if marked is not None:
+        axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
+    every = sorted({x for points in lines.values() for x in points})
+    axes.set_xticks(every, [f"{x:,}" for x in every])
+    axes.minorticks_off()
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
     axes.set_ylabel("accuracy on the test set")
-    axes.set_xticks(blocks)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
