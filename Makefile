@@ -31,12 +31,20 @@ sweep: setup  ## accuracy against the blocks kept: 12 experiments on cats and do
 		-S model.head=linear -S model.image_size=64 -S train.shared.weight_decay=0.05 \
 		-S train.frozen.epochs=8 -S train.frozen.views=4 -S train.finetuned.epochs=8
 	dvc exp run --run-all
-	python -m tools.sweep blocks model.blocks
+	python -m tools.sweep blocks
+
+images: setup  ## accuracy against the number of training images, an hour; then docs/images.*
+	dvc exp run --queue --name images -S train.shared.images=100,300,1000,3000 -S seed=0,1,2 \
+		-S model.weights=IMAGENET1K_V1,null
+	dvc exp run --queue --name images-many -S train.shared.images=10000,48000 \
+		-S model.weights=IMAGENET1K_V1,null
+	dvc exp run --run-all
+	python -m tools.sweep images
 
 seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; then docs/seeds.csv
 	dvc exp run --queue --name seeds -S seed=0,1,2
 	dvc exp run --run-all
-	python -m tools.sweep seeds seed
+	python -m tools.sweep seeds
 
 verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
 	python -m tools.verify
@@ -71,4 +79,4 @@ lock-check:  ## ask whether every locked package has a wheel for each system (ne
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots sweep seeds verify bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots sweep images seeds verify bench test test-faults lint lock lock-check

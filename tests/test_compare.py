@@ -127,6 +127,25 @@ def test_exp_show_has_accuracies_and_gain_first(compared):
     assert float(losses["short"]) == committed(compared, "later")["frozen.loss"]
 
 
+def test_a_table_and_a_figure_of_experiments(compared, tmp_path):
+    folder = shutil.copytree(compared, tmp_path / "project", symlinks=True)
+    assert ran(dvc(folder, "exp", "run", "--name", "blocks-1")) == []
+    dvc(folder, "exp", "run", "--name", "blocks-2", "-S", "train.frozen.epochs=1", "evaluate")
+    sweep = [sys.executable, "-m", "tools.sweep", "blocks"]
+    output = subprocess.check_output(sweep, cwd=folder, env=environment(), text=True)
+    both = [committed(compared, revision) for revision in ("HEAD", "later")]
+    with (folder / "docs/blocks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["model.blocks"], row["model.weights"]) for row in rows} == {("5", "random")}
+    for mode in MODES:
+        found = {float(row[f"{mode}.accuracy"]) for row in rows}
+        assert found == {values[f"{mode}.accuracy"] for values in both}
+    accuracy = both[0]["finetuned.accuracy"]  # the demo has random weights
+    assert f"{accuracy:.2%}" in output
+    assert re.search(r"from scratch +5 +2 ", output)
+    assert (folder / "docs/blocks.png").read_bytes().startswith(b"\x89PNG")
+
+
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 
 
