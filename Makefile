@@ -18,10 +18,11 @@ repro: setup  ## check the settings, then run what is not up to date of the pipe
 demo: setup  ## the pipeline on small generated data in a temporary copy; its numbers mean nothing
 	python -m tools.demo
 
-compare: setup  ## print modes, gain and changed params of the last commit and its experiments
-	@dvc exp show --md --only-changed --sort-by finetuned.accuracy --sort-order desc \
+compare: setup  ## print accuracies, gain and changed params of the last commit and its experiments
+	@git --no-pager log -1 --format='Commit %h of %as, and the experiments that started from it:'
+	@dvc exp show --md --precision 4 --only-changed --sort-by finetuned.accuracy --sort-order desc \
 		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
-		--drop 'Created$$|.*/|(frozen|finetuned)\.|recall\.|gain_|mcnemar'
+		--drop 'Created$$|State$$|Executor$$|.*/|(frozen|finetuned)\.|recall\.|gain_|mcnemar'
 
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show

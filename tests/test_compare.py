@@ -151,20 +151,24 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no ma
 
 @needs_make
 def test_make_compare_prints_modes_gain_and_changed_params(compared):
-    lines = make(compared, "compare").strip().splitlines()
+    commit, *lines = make(compared, "compare").strip().splitlines()
+    assert commit.startswith(f"Commit {git(compared, 'rev-parse', '--short', 'HEAD').strip()} of ")
+    assert max(map(len, lines)) <= 100
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     results = ["frozen.accuracy", "finetuned.accuracy", "gain"]
     assert header == ["Experiment", *results, "train.frozen.epochs"]
     for name, revision, epochs in (("base", "HEAD", EPOCHS["frozen"]), ("short", "later", 1)):
         [row] = [row for row in rows if f"[{name}]" in row[0]]
         values = committed(compared, revision)
-        assert [float(cell) for cell in row[1:4]] == [round(values[key], 5) for key in results]
+        assert [float(cell) for cell in row[1:4]] == [
+            pytest.approx(values[key], abs=1e-4) for key in results
+        ]
         assert row[4] == str(epochs)
 
 
 @needs_make
 def test_make_compare_and_make_plots_without_experiments(reproduced):
-    header, _, *rows = make(reproduced, "compare").strip().splitlines()
+    _, header, _, *rows = make(reproduced, "compare").strip().splitlines()
     assert re.findall(r"[\w.]+", header) == [
         "Experiment", "frozen.accuracy", "finetuned.accuracy", "gain"
     ]  # fmt: skip

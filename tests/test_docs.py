@@ -10,13 +10,14 @@ import pytest
 from helpers import ROOT
 
 from tools.isolated import git
+from transfer.architecture import describe
 from transfer.common.params import load_params
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md",
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 README, EVERYTHING = TEXTS["README.md"], "\n".join(TEXTS.values())
-FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", EVERYTHING, re.MULTILINE | re.DOTALL)
+FENCES = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", EVERYTHING, re.MULTILINE | re.DOTALL)
 COMMANDS = "\n".join(body for language, body in FENCES if language in ("bash", "powershell"))
 
 
@@ -26,7 +27,8 @@ def committed(path: str) -> dict:
 
 def table(name: str) -> list[dict[str, float]]:
     with (ROOT / f"docs/{name}.csv").open(encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if k != "model.weights"} for row in rows]
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
@@ -64,12 +66,64 @@ def test_the_sweep_is_the_committed_one():
 def test_the_benchmark_is_the_committed_one():
     results = committed("benchmarks/results.json")
     page = TEXTS["docs/benchmark.md"]
-    for mode, r in results["training"].items():
-        line = f"| {mode} | {r['notebook']:,.0f} | {r['pipeline']:,.0f} | {r['ratio']:.1f} |"
-        assert line in page
-    for name, r in results["steps"].items():
-        assert f"| {name} | {r['images_per_s']:.0f} | {r['time_ratio']:.2f} |" in page
-    assert results["machine"]["cpu"] in page
+    training, accuracy, steps = (results[key] for key in ("training", "accuracy", "steps"))
+    for name, points in accuracy.items():
+        cells = [f"{v['images_per_s']:,.0f} | {v['ratio']:.1f}" for v in
+                 (training[mode][name] for mode in ("frozen", "finetuned"))]  # fmt: skip
+        assert f"| {name} | {' | '.join(cells)} |" in page
+        cells = [f"{p['accuracy']:.1%} ({p['minutes']:.1f})".replace("%", " %") for p in points]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    for name, r in steps.items():
+        cells = f"{r['images_per_s']:.0f} | {r['time_ratio']:.2f} | {r['data_overhead']:+.1%}"
+        assert f"| {name} | {cells.replace('%', ' %')} |" in page
+    one = steps["2 threads"]
+    for words in (
+        f"{one['gmacs_per_s']:.0f} billion",
+        f"{one['matrix_gmacs_per_s']:.0f} billion",
+        f"{one['gmacs_per_s'] / one['matrix_gmacs_per_s']:.0%}".replace("%", " %"),
+        results["machine"]["cpu"],
+    ):
+        assert words in page
+
+
+def epoch_lines(mode: str) -> set[str]:
+    """What is printed after each epoch, from the committed learning curves."""
+    folder = ROOT / f"metrics/curves/{mode}/plots/metrics"
+    values: dict[str, dict[str, str]] = {}
+    for part in ("train", "validation"):
+        for what in ("loss", "accuracy"):
+            name = f"{part}_{what}"
+            with (folder / f"{name}.tsv").open(encoding="utf-8") as file:
+                for row in csv.DictReader(file, delimiter="\t"):
+                    values.setdefault(row["step"], {})[name] = f"{float(row[name]):.4f}"
+    return {
+        f"{mode} epoch {epoch}: " + " ".join(f"{name} {value}" for name, value in row.items())
+        for epoch, row in values.items()
+    }
+
+
+@pytest.mark.parametrize("guide", ["docs/guide.md", "docs/guia.md"])
+def test_the_outputs_in_the_guides_are_real(guide):
+    example = {"name": "resnet18", "blocks": None, "head": "linear"}
+    settings = load_params(str(ROOT / "params.yaml")).changed({"model": example}).model
+    real = {*describe(settings, 2).splitlines(), *epoch_lines("frozen"), *epoch_lines("finetuned")}
+    real |= set((ROOT / "metrics/architecture.txt").read_text(encoding="utf-8").splitlines())
+    shown = re.findall(r"^```text\n(.*?)^```$", TEXTS[guide], re.MULTILINE | re.DOTALL)
+    assert len(shown) == 4
+    assert [line for text in shown for line in text.splitlines() if line not in real] == []
+    values = committed("metrics/evaluation.json")
+    for key in ("frozen.accuracy", "finetuned.accuracy", "gain"):
+        number = f"{100 * values[key]:.2f}"
+        assert (number.replace(".", ",") if guide == "docs/guia.md" else number) in TEXTS[guide]
+
+
+def test_the_guides_have_the_same_commands_and_figures():
+    one, other = (
+        re.findall(r"^ *(?:dvc|make) .*$|\]\(\.\./figures/.*\)", TEXTS[guide], re.MULTILINE)
+        for guide in ("docs/guide.md", "docs/guia.md")
+    )
+    assert one == other
+    assert len(one) > 10
 
 
 def test_the_readme_is_one_screen_of_reading():

@@ -11,6 +11,7 @@ from helpers import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tools.isolated import environment
+from transfer import inference
 from transfer.common.arrays import Split
 from transfer.common.params import MODES
 from transfer.inference import predict, to_input
@@ -131,6 +132,12 @@ class TestFakeCuda:
             monkeypatch.setattr(torch.Tensor, "backward", backward)
 
         return fill
+
+    @pytest.fixture(autouse=True)
+    def no_fake_tensor_is_kept(self):
+        inference._normalisation.cache_clear()
+        yield
+        inference._normalisation.cache_clear()
 
     @pytest.fixture(autouse=True)
     def no_driver(self, monkeypatch):
