@@ -60,6 +60,7 @@ def test_each_gets_the_result_that_it_gets_alone(project, how):
     assert not list(project.glob(".checkpoints/*"))
 
 
+@pytest.mark.timeout(600)  # trains four models
 def test_two_processes_come_within_a_point_of_one(tmp_path):
     """On stripes that are easy to tell apart, upright and level, where one is right always."""
     easy = merge(
@@ -75,7 +76,7 @@ def test_two_processes_come_within_a_point_of_one(tmp_path):
     )
     easy["data"]["classes"] = ["airplane", "dog"]
     easy["train"]["finetuned"]["initial_scale"] = 1.0
-    demo.make_project(tmp_path, 2000, 500, easy)
+    demo.make_project(tmp_path, 2000, 1500, easy)  # a point is 3 of the 300 test images
     accuracies = []
     for launcher in ("python", '"torchrun --standalone --nproc-per-node=2"'):
         output = dvc(tmp_path, "exp", "run", "-S", f"train.launcher={launcher}", "evaluate")
@@ -85,7 +86,7 @@ def test_two_processes_come_within_a_point_of_one(tmp_path):
     assert output.count("frozen epoch 30:") == 1  # only one of them logs
     alone, together = accuracies
     assert min(alone) > 0.95
-    assert together == pytest.approx(alone, abs=0.01)
+    assert together == pytest.approx(alone, abs=0.01 + 1e-9)
 
 
 def test_an_error_of_several_processes_stands_once_at_the_end(project):
