@@ -8,7 +8,7 @@ a line for each experiment, and docs/NAME.png. `make` runs the experiments and t
 import sys
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import dvc.api
 from tabulate import tabulate
@@ -21,29 +21,24 @@ from transfer.common.params import MODES
 FOLDER = Path("docs")
 
 
-class Sweep(NamedTuple):
-    """The setting that differs, and what the figure, if there is one, says of it."""
-
-    setting: str
-    title: str = ""
-    x_label: str = ""
-    logarithmic: bool = False
-    marked: float | None = None  # the value of the default
-
-
-SWEEPS = {
-    "seeds": Sweep("seed"),
-    "images": Sweep(
+# The setting that differs, and how the figure, if there is one, is drawn.
+SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "seeds": ("seed", {}),
+    "images": (
         "train.shared.images",
-        "What transfer learning gives, and when",
-        "training images, equally many of each class (logarithmic)",
-        logarithmic=True,
+        {
+            "title": "What transfer learning gives, and when",
+            "x_label": "training images, equally many of each class (logarithmic)",
+            "logarithmic": True,
+        },
     ),
-    "blocks": Sweep(
+    "blocks": (
         "model.blocks",
-        "Where to cut the pretrained network",
-        "blocks of the feature extractor that are kept (dashed: the default)",
-        marked=5,
+        {
+            "title": "Where to cut the pretrained network",
+            "x_label": "blocks of the feature extractor that are kept (dashed: the default)",
+            "marked": 5,
+        },
     ),
 }
 
@@ -66,7 +61,7 @@ def experiments(name: str, setting: str) -> list[dict[str, Any]]:
         row["model.weights"] = settings["model"]["weights"] or "random"
         rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
     if not rows:
-        raise InputError(f"there is no experiment {name}-1 with results: run make {name}")
+        raise InputError(f"there is no experiment {name}-1 with results; see the Makefile")
     return sorted(rows, key=lambda row: (row["model.weights"], row[setting], row["seed"]))
 
 
@@ -85,19 +80,18 @@ def by_line(rows: list[dict[str, Any]], setting: str) -> figures.Lines:
 
 
 def main(name: str) -> None:
-    sweep = SWEEPS[name]
-    rows = experiments(name, sweep.setting)
-    lines = by_line(rows, sweep.setting)
-    if sweep.title:
-        figure = figures.accuracy_by(lines, *sweep[1:])
-        figures.save(figure, FOLDER / f"{name}.png")
+    setting, drawn = SWEEPS[name]
+    rows = experiments(name, setting)
+    lines = by_line(rows, setting)
+    if drawn:
+        figures.save(figures.accuracy_by(lines, **drawn), FOLDER / f"{name}.png")
     write_csv(FOLDER / f"{name}.csv", rows)
     table = [
         (line, f"{x:,}", len(values), mean(values), min(values), max(values))
         for line, points in lines.items()
         for x, values in points.items()
     ]
-    header = ("", sweep.setting, "runs", "mean", "lowest", "highest")
+    header = ("", setting, "runs", "mean", "lowest", "highest")
     print(tabulate(table, header, floatfmt=".2%"))
 
 
