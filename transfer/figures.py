@@ -16,6 +16,7 @@ from transfer.common.files import replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
@@ -245,6 +246,17 @@ def predictions(
     return image_grid(images, captions, "Predictions of both models", note)
 
 
+def label_accuracy(axes: Axes, title: str, x_label: str) -> None:
+    """Title, axes and legend of lines of accuracy on the test set."""
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("accuracy on the test set")
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right")
+
+
 Lines = dict[str, dict[float, list[float]]]  # name -> x -> the accuracies of some runs
 
 
@@ -278,13 +290,7 @@ def accuracy_by(
     every = sorted({x for points in lines.values() for x in points})
     axes.set_xticks(every, [f"{x:,}" for x in every])
     axes.minorticks_off()
-    axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("accuracy on the test set")
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.margins(y=0.12)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower right")
+    label_accuracy(axes, title, x_label)
     return figure
 
 
@@ -300,12 +306,7 @@ def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> Figure:
                 f"{100 * accuracy:.1f}", (minutes, accuracy), (0, 7), textcoords="offset points",
                 ha="center", size=9, color=colour,
             )  # fmt: skip
-    axes.set_title("Accuracy after so many minutes of fine-tuning")
-    axes.set_xlabel("minutes on the same CPU")
-    axes.set_ylabel("accuracy on the test set")
     axes.set_xlim(left=0)
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.margins(y=0.12)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower right")
+    title = "Accuracy after so many minutes of fine-tuning"
+    label_accuracy(axes, title, "minutes on the same CPU")
     return figure
