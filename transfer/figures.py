@@ -269,28 +269,33 @@ def accuracy_by(
     """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     for name, points in lines.items():
-        x, runs = list(points), list(points.values())
-        y = [float(np.mean(values)) for values in runs]
+        runs = list(points.values())
+        y = [np.mean(values) for values in runs]
         colour, marker = LINES[name]
-        axes.plot(x, y, color=colour, marker=marker, label=name)
+        axes.plot(list(points), y, color=colour, marker=marker, label=name)
         lowest, highest = [min(values) for values in runs], [max(values) for values in runs]
-        axes.fill_between(x, lowest, highest, color=colour, alpha=0.2, linewidth=0)
-        for place, accuracy in zip(x, y, strict=True):
-            # Above the highest line and below the others, so that no number is on a line.
-            above = accuracy == max(np.mean(other.get(place, [0])) for other in lines.values())
-            axes.annotate(
-                f"{100 * accuracy:.0f}", (place, accuracy), (0, 7 if above else -7), size=9,
-                textcoords="offset points", ha="center", va="bottom" if above else "top",
-                color=colour,
-            )  # fmt: skip
+        axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
     if logarithmic:
         axes.set_xscale("log")
     if marked is not None:
         axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
+    label_accuracy(axes, title, x_label)
     every = sorted({x for points in lines.values() for x in points})
     axes.set_xticks(every, [f"{x:,}" for x in every])
     axes.minorticks_off()
-    label_accuracy(axes, title, x_label)
+
+    # The highest mean has its number above it. Others have it below, but not on a lower line.
+    space = 0.07 * np.ptp(axes.get_ylim())
+    for x in every:
+        means = sorted((np.mean(runs[x]), name) for name, runs in lines.items() if x in runs)
+        for i, (accuracy, name) in enumerate(means):
+            above = i == len(means) - 1
+            if above or i == 0 or accuracy - means[i - 1][0] > space:
+                axes.annotate(
+                    f"{100 * accuracy:.0f}", (x, accuracy), (0, 7 if above else -7), size=9,
+                    textcoords="offset points", ha="center", va="bottom" if above else "top",
+                    color=LINES[name][0],
+                )  # fmt: skip
     return figure
 
 
