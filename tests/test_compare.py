@@ -15,7 +15,7 @@ from helpers import commit, dvc, ran
 
 from tools import demo
 from tools.isolated import environment, git
-from transfer.common.params import MODES
+from transfer.common.params import MODES, load_params
 
 PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
 EPOCHS = {mode: demo.SETTINGS["train"][mode]["epochs"] for mode in MODES}
@@ -129,21 +129,39 @@ def test_exp_show_has_accuracies_and_gain_first(compared):
 
 def test_a_table_and_a_figure_of_experiments(compared, tmp_path):
     folder = shutil.copytree(compared, tmp_path / "project", symlinks=True)
-    assert ran(dvc(folder, "exp", "run", "--name", "blocks-1")) == []
-    dvc(folder, "exp", "run", "--name", "blocks-2", "-S", "train.frozen.epochs=1", "evaluate")
-    sweep = [sys.executable, "-m", "tools.sweep", "blocks"]
+    assert ran(dvc(folder, "exp", "run", "--name", "images-1")) == []
+    dvc(folder, "exp", "run", "--name", "images-2", "-S", "train.frozen.epochs=1", "evaluate")
+    # One that fails: DVC shows it with the results of the commit.
+    dvc(folder, "exp", "run", "--queue", "--name", "images-3", "-S", "train.shared.images=1")
+    dvc(folder, "exp", "run", "--run-all")
+    sweep = [sys.executable, "-m", "tools.sweep", "images"]
     output = subprocess.check_output(sweep, cwd=folder, env=environment(), text=True)
     both = [committed(compared, revision) for revision in ("HEAD", "later")]
-    with (folder / "docs/blocks.csv").open() as file:
+    assert "Failed" in dvc(folder, "exp", "show", "--csv")
+    with (folder / "docs/images.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {(row["model.blocks"], row["model.weights"]) for row in rows} == {("5", "random")}
+    assert len(rows) == 2
+    share = load_params(str(folder / "params.yaml")).train.shared.validation_share
+    count = round(50_000 * (1 - share))  # of CIFAR-10
+    assert {(row["train.shared.images"], row["model.weights"]) for row in rows} == {
+        (str(count), "random")
+    }
     for mode in MODES:
         found = {float(row[f"{mode}.accuracy"]) for row in rows}
         assert found == {values[f"{mode}.accuracy"] for values in both}
     accuracy = both[0]["finetuned.accuracy"]  # the demo has random weights
     assert f"{accuracy:.2%}" in output
-    assert re.search(r"from scratch +5 +2 ", output)
-    assert (folder / "docs/blocks.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(rf"from scratch +{count:,} +2 ", output)
+    assert (folder / "docs/images.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_that_does_not_exist(compared):
+    sweep = [sys.executable, "-m", "tools.sweep", "colours"]
+    found = subprocess.run(sweep, cwd=compared, env=environment(), text=True, capture_output=True)
+    assert found.returncode == 1
+    assert found.stderr == (
+        "error: no sweep is named 'colours'; give one of seeds, heads, images, blocks\n"
+    )
 
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")

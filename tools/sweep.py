@@ -24,6 +24,7 @@ FOLDER = Path("docs")
 # The setting that differs, and how the figure, if there is one, is drawn.
 SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "seeds": ("seed", {}),
+    "heads": ("model.head", {}),
     "images": (
         "train.shared.images",
         {
@@ -49,15 +50,24 @@ def value(settings: dict[str, Any], key: str) -> Any:
     return settings
 
 
+def training_images(settings: dict[str, Any]) -> int:
+    """How many of CIFAR-10's 50,000 training images are not held out."""
+    return 50_000 - round(50_000 * settings["train"]["shared"]["validation_share"])
+
+
 def experiments(name: str, setting: str) -> list[dict[str, Any]]:
     """A row for each experiment that has run: the setting, the seed, the weights, the results."""
     rows = []
     for found in dvc.api.exp_show():
-        if not (found["Experiment"] or "").startswith(f"{name}-") or found.get("gain") is None:
+        named = (found["Experiment"] or "").startswith(f"{name}-")
+        # Until it has ended, an experiment is shown with the results of the last commit.
+        if not named or found["State"] not in (None, "Success") or found.get("gain") is None:
             continue
         settings = dvc.api.params_show(rev=found["rev"])
         metrics = dvc.api.metrics_show(rev=found["rev"])
         row = {key: value(settings, key) for key in dict.fromkeys((setting, "seed"))}
+        if row.get("train.shared.images", 0) is None:  # all of them
+            row["train.shared.images"] = training_images(settings)
         row["model.weights"] = settings["model"]["weights"] or "random"
         rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
     if not rows:
@@ -79,7 +89,9 @@ def by_line(rows: list[dict[str, Any]], setting: str) -> figures.Lines:
     return {name: lines[name] for name in figures.LINES if name in lines}
 
 
-def main(name: str) -> None:
+def main(name: str = "") -> None:
+    if name not in SWEEPS:
+        raise InputError(f"no sweep is named {name!r}; give one of {', '.join(SWEEPS)}")
     setting, drawn = SWEEPS[name]
     rows = experiments(name, setting)
     lines = by_line(rows, setting)
@@ -87,12 +99,12 @@ def main(name: str) -> None:
         figures.save(figures.accuracy_by(lines, **drawn), FOLDER / f"{name}.png")
     write_csv(FOLDER / f"{name}.csv", rows)
     table = [
-        (line, f"{x:,}", len(values), mean(values), min(values), max(values))
+        (line, x, len(values), mean(values), min(values), max(values))
         for line, points in lines.items()
         for x, values in points.items()
     ]
     header = ("", setting, "runs", "mean", "lowest", "highest")
-    print(tabulate(table, header, floatfmt=".2%"))
+    print(tabulate(table, header, intfmt=",", floatfmt=".2%"))
 
 
 if __name__ == "__main__":
