@@ -247,14 +247,14 @@ def predictions(
 
 
 def label_accuracy(axes: Axes, title: str, x_label: str) -> None:
-    """Title, axes and legend of lines of accuracy on the test set."""
+    """Title, axes and, below them, the legend of lines of accuracy on the test set."""
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel("accuracy on the test set")
     axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right")
+    axes.figure.legend(loc="outside lower center", ncols=4)
 
 
 Lines = dict[str, dict[float, list[float]]]  # name -> x -> the accuracies of some runs
