@@ -25,10 +25,32 @@ def committed(path: str) -> dict:
     return json.loads(git(ROOT, "show", f"HEAD:{path}"))
 
 
-def table(name: str) -> list[dict[str, float]]:
+def number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def table(name: str) -> list[dict]:
     with (ROOT / f"docs/{name}.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: float(v) for k, v in row.items() if k != "model.weights"} for row in rows]
+        return [{key: number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def accuracies(rows: list[dict], column: str, pretrained: bool) -> dict[float, list[float]]:
+    """The accuracies in % of a column of docs/*.csv, for each value of the first column."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if (row["model.weights"] != "random") == pretrained:
+            found.setdefault(next(iter(row.values())), []).append(100 * row[column])
+    return found
+
+
+LINES = {  # of the figures and tables of sweeps: the column of docs/*.csv, pretrained or not
+    "frozen": ("frozen.accuracy", True),
+    "finetuned": ("finetuned.accuracy", True),
+    "from scratch": ("finetuned.accuracy", False),
+}
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
@@ -47,20 +69,58 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
 def test_the_three_seeds_are_the_committed_ones():
     rows = table("seeds")
     assert [row["seed"] for row in rows] == [0, 1, 2]
-    for mode in ("frozen", "finetuned"):
-        values = [100 * row[f"{mode}.accuracy"] for row in rows]
-        line = f"| {mode} | **{mean(values):.2f} %** | {min(values):.2f} to {max(values):.2f} % |"
-        assert line in README
+    modes = ("frozen", "finetuned")
+    values = [[100 * row[f"{mode}.accuracy"] for row in rows] for mode in modes]
+    means = " | ".join(f"**{mean(v):.2f} %**" for v in values)
+    assert f"| **the default**, mean of three seeds | {means} |" in README
+    ranges = " | ".join(f"{min(v):.2f} to {max(v):.2f} %" for v in values)
+    assert f"| their range | {ranges} |" in README
+    for mode in modes:
         accuracy = committed("metrics/evaluation.json")[f"{mode}.accuracy"]
         assert rows[0][f"{mode}.accuracy"] == pytest.approx(accuracy, abs=1e-4)
 
 
-def test_the_sweep_is_the_committed_one():
-    rows = table("blocks")
-    assert [row["model.blocks"] for row in rows] == list(range(1, 13))
-    for mode in ("frozen", "finetuned"):
-        cells = " | ".join(f"{100 * row[f'{mode}.accuracy']:.1f}" for row in rows)
-        assert f"| {mode} | {cells} |" in TEXTS["docs/experiments.md"]
+def test_the_other_head_and_random_weights_are_the_committed_ones():
+    values = committed("metrics/evaluation.json")
+    heads = {row["model.head"]: row for row in table("heads")}
+    assert set(heads) == {"conv", "linear"}
+    scratch, all_images = (
+        max((r for r in table("images") if (r["model.weights"] == "random") == random),
+            key=lambda row: row["train.shared.images"])
+        for random in (True, False)
+    )  # fmt: skip
+    for row in (heads["conv"], all_images):
+        for mode in ("frozen", "finetuned"):
+            assert row[f"{mode}.accuracy"] == pytest.approx(values[f"{mode}.accuracy"], abs=1e-4)
+    for head, row in heads.items():
+        frozen, finetuned = (100 * row[f"{mode}.accuracy"] for mode in ("frozen", "finetuned"))
+        cells = f"{frozen:.2f} % | {finetuned:.2f} % | {finetuned - frozen:.2f} points"
+        assert f"| {head} | {cells} |" in TEXTS["docs/results.md"]
+    for setting, row in (("model.head=linear", heads["linear"]), ("model.weights=null", scratch)):
+        cells = " | ".join(f"{100 * row[f'{m}.accuracy']:.2f} %" for m in ("frozen", "finetuned"))
+        assert re.search(rf"^\| .*`{setting}`.* \| {cells} \|$", README, re.MULTILINE)
+
+
+def test_the_sweep_of_images_is_the_committed_one():
+    lines = [accuracies(table("images"), *line) for line in LINES.values()]
+    assert list(lines[0]) == [100, 300, 1000, 3000, 10_000, 48_000]
+    for count in lines[0]:
+        runs = [line[count] for line in lines]
+        assert {len(values) for values in runs} == {3 if count <= 3000 else 1}
+        cells = [
+            f"{mean(values):.1f}"
+            + (f" ({min(values):.1f} to {max(values):.1f})" if count <= 3000 else "")
+            for values in runs
+        ]
+        assert f"| {count:,.0f} | {' | '.join(cells)} |" in TEXTS["docs/results.md"]
+
+
+def test_the_sweep_of_blocks_is_the_committed_one():
+    for name, line in LINES.items():
+        found = accuracies(table("blocks"), *line)
+        assert list(found) == list(range(1, 14))
+        cells = " | ".join(f"{accuracy:.1f}" for [accuracy] in found.values())
+        assert f"| {name} | {cells} |" in TEXTS["docs/results.md"]
 
 
 def test_the_benchmark_is_the_committed_one():
