@@ -51,7 +51,7 @@ def value(settings: dict[str, Any], key: str) -> Any:
 
 
 def training_images(settings: dict[str, Any]) -> int:
-    """How many of CIFAR-10's 50,000 training images are not held out."""
+    """What train.shared.images: null stands for: CIFAR-10's 50,000 but those held out."""
     return 50_000 - round(50_000 * settings["train"]["shared"]["validation_share"])
 
 
@@ -64,10 +64,10 @@ def experiments(name: str, setting: str) -> list[dict[str, Any]]:
         if not named or found["State"] not in (None, "Success") or found.get("gain") is None:
             continue
         settings = dvc.api.params_show(rev=found["rev"])
+        shared = settings["train"]["shared"]
+        shared["images"] = shared["images"] or training_images(settings)
         metrics = dvc.api.metrics_show(rev=found["rev"])
         row = {key: value(settings, key) for key in dict.fromkeys((setting, "seed"))}
-        if row.get("train.shared.images", 0) is None:  # all of them
-            row["train.shared.images"] = training_images(settings)
         row["model.weights"] = settings["model"]["weights"] or "random"
         rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
     if not rows:
