@@ -104,13 +104,13 @@ def fine_tuned(epochs: int, device: torch.device) -> Network:
     return network
 
 
-def amounts(rates: dict[str, float]) -> dict[str, dict[int, int]]:
+def amounts(rates: dict[str, float]) -> dict[str, list[int]]:
     """How many epochs (the pipeline) or steps (the peers) take the MINUTES, as it was measured."""
     params = load_params()
     cost = json.loads(COST.read_text(encoding="utf-8"))["train@finetuned"]["seconds"]
     seconds = {name: params.train.shared.batch_size / rate for name, rate in rates.items()}
     seconds["pipeline"] = cost / params.train.finetuned.epochs
-    return {name: {m: round(60 * m / each) for m in MINUTES} for name, each in seconds.items()}
+    return {name: [round(60 * m / each) for m in MINUTES] for name, each in seconds.items()}
 
 
 def step(threads: str) -> dict[str, float]:
@@ -189,7 +189,7 @@ def main() -> None:
     # The same minutes.
     rates = {name: values["images_per_s"] for name, values in training["finetuned"].items()}
     accuracy = {
-        name: [measure("reached", name, amount) for amount in wanted.values()]
+        name: [measure("reached", name, amount) for amount in wanted]
         for name, wanted in amounts(rates).items()
     }
 
