@@ -155,12 +155,26 @@ def test_a_table_and_a_figure_of_experiments(compared, tmp_path):
     assert (folder / "docs/images.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_minutes_of_experiments(compared, tmp_path):
+    folder = shutil.copytree(compared, tmp_path / "project", symlinks=True)
+    dvc(folder, "exp", "run", "--name", "recipes-1")
+    cost = json.loads((folder / "metrics/cost.json").read_text())
+    del cost["machine"]
+    seconds = sum(stage["seconds"] for stage in cost.values())
+    sweep = [sys.executable, "-m", "tools.sweep", "recipes"]
+    subprocess.check_output(sweep, cwd=folder, env=environment())
+    with (folder / "docs/recipes.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert float(row["minutes"]) == pytest.approx(seconds / 60, abs=0.05001)
+    assert int(row["train.finetuned.epochs"]) == EPOCHS["finetuned"]
+
+
 def test_a_sweep_that_does_not_exist(compared):
     sweep = [sys.executable, "-m", "tools.sweep", "colours"]
     found = subprocess.run(sweep, cwd=compared, env=environment(), text=True, capture_output=True)
     assert found.returncode == 1
     assert found.stderr == (
-        "error: no sweep is named 'colours'; give one of seeds, heads, images, blocks\n"
+        "error: no sweep is named 'colours'; give one of seeds, heads, images, blocks, recipes\n"
     )
 
 

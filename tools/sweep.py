@@ -1,10 +1,11 @@
-"""A table and a figure of experiments that differ in one setting.
+"""A table and a figure of experiments that differ in one setting, or in their minutes.
 
 `python -m tools.sweep NAME`, NAME one of SWEEPS, takes the experiments named NAME-... of the last
 commit that have run, prints the mean and the range of their accuracies, and writes docs/NAME.csv,
 a line for each experiment, and docs/NAME.png. `make` runs the experiments and this.
 """
 
+import json
 import sys
 from pathlib import Path
 from statistics import mean
@@ -21,12 +22,13 @@ from transfer.common.params import MODES
 FOLDER = Path("docs")
 
 
-# The setting that differs, and how the figure, if there is one, is drawn.
-SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {
-    "seeds": ("seed", {}),
-    "heads": ("model.head", {}),
+# The settings that the table has, the first of which differs, and how the figure, if there is one,
+# is drawn. "minutes" are those of the whole pipeline.
+SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "seeds": (["seed"], {}),
+    "heads": (["model.head", "seed"], {}),
     "images": (
-        "train.shared.images",
+        ["train.shared.images", "seed"],
         {
             "title": "What transfer learning gives, and when",
             "x_label": "training images, equally many of each class (logarithmic)",
@@ -34,11 +36,20 @@ SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "blocks": (
-        "model.blocks",
+        ["model.blocks", "seed"],
         {
             "title": "Where to cut the pretrained network",
             "x_label": "blocks of the feature extractor that are kept (dashed: the default)",
             "marked": 5,
+        },
+    ),
+    "recipes": (
+        ["minutes", "model.image_size", "train.finetuned.epochs", "seed"],
+        {
+            "title": "What more time gives",
+            "x_label": "minutes of the whole pipeline on two CPU cores (logarithmic)",
+            "logarithmic": True,
+            "decimals": 1,
         },
     ),
 }
@@ -55,8 +66,14 @@ def training_images(settings: dict[str, Any]) -> int:
     return 50_000 - round(50_000 * settings["train"]["shared"]["validation_share"])
 
 
-def experiments(name: str, setting: str) -> list[dict[str, Any]]:
-    """A row for each experiment that has run: the setting, the seed, the weights, the results."""
+def minutes(rev: str) -> float:
+    """How long the stages took whose results are in the commit `rev`, whenever they ran."""
+    costs = json.loads(dvc.api.read("metrics/cost.json", rev=rev, encoding="utf-8"))
+    return round(sum(cost.get("seconds", 0) for cost in costs.values()) / 60, 1)
+
+
+def experiments(name: str, keys: list[str]) -> list[dict[str, Any]]:
+    """A row for each experiment that has run: the settings `keys`, the weights, the results."""
     rows = []
     for found in dvc.api.exp_show():
         named = (found["Experiment"] or "").startswith(f"{name}-")
@@ -66,13 +83,14 @@ def experiments(name: str, setting: str) -> list[dict[str, Any]]:
         settings = dvc.api.params_show(rev=found["rev"])
         shared = settings["train"]["shared"]
         shared["images"] = shared["images"] or training_images(settings)
+        settings["minutes"] = minutes(found["rev"])
         metrics = dvc.api.metrics_show(rev=found["rev"])
-        row = {key: value(settings, key) for key in dict.fromkeys((setting, "seed"))}
+        row = {key: value(settings, key) for key in keys}
         row["model.weights"] = settings["model"]["weights"] or "random"
         rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
     if not rows:
         raise InputError(f"there is no experiment {name}-1 with results; see the Makefile")
-    return sorted(rows, key=lambda row: (row["model.weights"], row[setting], row["seed"]))
+    return sorted(rows, key=lambda row: (row["model.weights"], row[keys[0]], row["seed"]))
 
 
 def by_line(rows: list[dict[str, Any]], setting: str) -> figures.Lines:
@@ -92,9 +110,9 @@ def by_line(rows: list[dict[str, Any]], setting: str) -> figures.Lines:
 def main(name: str = "") -> None:
     if name not in SWEEPS:
         raise InputError(f"no sweep is named {name!r}; give one of {', '.join(SWEEPS)}")
-    setting, drawn = SWEEPS[name]
-    rows = experiments(name, setting)
-    lines = by_line(rows, setting)
+    keys, drawn = SWEEPS[name]
+    rows = experiments(name, keys)
+    lines = by_line(rows, keys[0])
     if drawn:
         figures.save(figures.accuracy_by(lines, **drawn), FOLDER / f"{name}.png")
     write_csv(FOLDER / f"{name}.csv", rows)
@@ -103,7 +121,7 @@ def main(name: str = "") -> None:
         for line, points in lines.items()
         for x, values in points.items()
     ]
-    header = ("", setting, "runs", "mean", "lowest", "highest")
+    header = ("", keys[0], "runs", "mean", "lowest", "highest")
     print(tabulate(table, header, intfmt=",", floatfmt=".2%"))
 
 

@@ -261,19 +261,26 @@ Lines = dict[str, dict[float, list[float]]]  # name -> x -> the accuracies of so
 
 
 def accuracy_by(
-    lines: Lines, title: str, x_label: str, logarithmic: bool = False, marked: float | None = None
+    lines: Lines,
+    title: str,
+    x_label: str,
+    logarithmic: bool = False,
+    marked: float | None = None,
+    decimals: int = 0,
 ) -> Figure:
     """Mean accuracies, and the range of the runs where there are several, against a setting.
 
-    `lines` have names of LINES; a dashed line marks the value `marked`.
+    `lines` have names of LINES; a dashed line marks the value `marked`; numbers, in %, have
+    `decimals`.
     """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    means = {
+        name: {x: np.mean(runs) for x, runs in points.items()} for name, points in lines.items()
+    }
     for name, points in lines.items():
-        runs = list(points.values())
-        y = [np.mean(values) for values in runs]
         colour, marker = LINES[name]
-        axes.plot(list(points), y, color=colour, marker=marker, label=name)
-        lowest, highest = [min(values) for values in runs], [max(values) for values in runs]
+        axes.plot(list(points), list(means[name].values()), color=colour, marker=marker, label=name)
+        lowest, highest = ([end(runs) for runs in points.values()] for end in (min, max))
         axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
     if logarithmic:
         axes.set_xscale("log")
@@ -287,12 +294,13 @@ def accuracy_by(
     # The highest mean has its number above it. Others have it below, but not on a lower line.
     space = 0.07 * np.ptp(axes.get_ylim())
     for x in every:
-        means = sorted((np.mean(runs[x]), name) for name, runs in lines.items() if x in runs)
-        for i, (accuracy, name) in enumerate(means):
-            above = i == len(means) - 1
-            if above or i == 0 or accuracy - means[i - 1][0] > space:
+        here = sorted((points[x], name) for name, points in means.items() if x in points)
+        for i, (accuracy, name) in enumerate(here):
+            above = i == len(here) - 1
+            if above or i == 0 or accuracy - here[i - 1][0] > space:
+                text = f"{100 * accuracy:.{decimals}f}"
                 axes.annotate(
-                    f"{100 * accuracy:.0f}", (x, accuracy), (0, 7 if above else -7), size=9,
+                    text, (x, accuracy), (0, 7 if above else -7), size=9,
                     textcoords="offset points", ha="center", va="bottom" if above else "top",
                     color=LINES[name][0],
                 )  # fmt: skip
