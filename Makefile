@@ -48,6 +48,13 @@ images: setup  ## accuracy against the number of training images, 75 minutes; th
 	dvc exp run --run-all
 	python -m tools.sweep images
 
+recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe, an hour; then docs/recipes.*
+	dvc exp run --queue --name recipes -S train.finetuned.epochs=3,6,11
+	dvc exp run --queue --name recipes-long -S model.image_size=192 -S model.head_width=152 \
+		-S train.frozen.views=3 -S train.finetuned.epochs=15
+	dvc exp run --run-all
+	python -m tools.sweep recipes
+
 seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; then docs/seeds.csv
 	dvc exp run --queue --name seeds -S seed=0,1,2
 	dvc exp run --run-all
@@ -86,4 +93,4 @@ lock-check:  ## ask whether every locked package has a wheel for each system (ne
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots blocks heads images seeds verify bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots blocks heads images recipes seeds verify bench test test-faults lint lock lock-check
