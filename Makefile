@@ -48,7 +48,7 @@ images: setup  ## accuracy against the number of training images, 75 minutes; th
 	dvc exp run --run-all
 	python -m tools.sweep images
 
-recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe, an hour; then docs/recipes.*
+recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe, 50 minutes; then docs/recipes.*
 	dvc exp run --queue --name recipes -S train.finetuned.epochs=3,6,11
 	dvc exp run --queue --name recipes-long -S model.image_size=192 -S model.head_width=152 \
 		-S train.frozen.views=3 -S train.finetuned.epochs=15

@@ -162,9 +162,10 @@ def test_the_minutes_of_experiments(compared, tmp_path):
     del cost["machine"]
     seconds = sum(stage["seconds"] for stage in cost.values())
     sweep = [sys.executable, "-m", "tools.sweep", "recipes"]
-    subprocess.check_output(sweep, cwd=folder, env=environment())
+    output = subprocess.check_output(sweep, cwd=folder, env=environment(), text=True)
     with (folder / "docs/recipes.csv").open() as file:
         [row] = csv.DictReader(file)
+    assert re.search(rf"from scratch +{float(row['minutes']):g} +1 ", output)
     assert float(row["minutes"]) == pytest.approx(seconds / 60, abs=0.05001)
     assert int(row["train.finetuned.epochs"]) == EPOCHS["finetuned"]
 

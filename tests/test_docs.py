@@ -25,6 +25,12 @@ def committed(path: str) -> dict:
     return json.loads(git(ROOT, "show", f"HEAD:{path}"))
 
 
+def committed_minutes() -> float:
+    """Of the whole pipeline."""
+    costs = committed("metrics/cost.json")
+    return sum(cost["seconds"] for name, cost in costs.items() if name != "machine") / 60
+
+
 def number(text: str) -> float | str:
     try:
         return float(text)
@@ -54,8 +60,7 @@ LINES = {  # of the figures and tables of sweeps: the column of docs/*.csv, pret
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
-    values, costs = committed("metrics/evaluation.json"), committed("metrics/cost.json")
-    minutes = sum(cost["seconds"] for name, cost in costs.items() if name != "machine") / 60
+    values, minutes = committed("metrics/evaluation.json"), committed_minutes()
     for words in (
         f"adds {100 * values['gain']:.2f} points",
         f"{100 * values['gain_ci_low']:.2f} to {100 * values['gain_ci_high']:.2f}",
@@ -120,6 +125,21 @@ def test_the_sweep_of_blocks_is_the_committed_one():
         assert list(found) == list(range(1, 14))
         cells = " | ".join(f"{accuracy:.1f}" for [accuracy] in found.values())
         assert f"| {name} | {cells} |" in TEXTS["docs/results.md"]
+
+
+def test_the_recipes_are_the_committed_ones():
+    rows = table("recipes")
+    assert [row["train.finetuned.epochs"] for row in rows] == [3, 6, 11, 15]
+    for row in rows:
+        accuracy = [f"{100 * row[f'{mode}.accuracy']:.2f} %" for mode in ("frozen", "finetuned")]
+        cells = " \\| ".join([*accuracy, f"{row['minutes']:.1f}"])
+        assert re.search(rf"^\| .* \| {cells} \|$", TEXTS["docs/results.md"], re.MULTILINE)
+    [default, longer] = rows[2:]
+    assert default["minutes"] == pytest.approx(committed_minutes(), abs=0.05001)
+    accuracy = committed("metrics/evaluation.json")["finetuned.accuracy"]
+    assert default["finetuned.accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    cells = " | ".join(f"{100 * longer[f'{m}.accuracy']:.2f} %" for m in ("frozen", "finetuned"))
+    assert f"{longer['minutes']:.0f} minutes | {cells} |" in README
 
 
 def test_the_benchmark_is_the_committed_one():

@@ -122,7 +122,8 @@ def main(name: str = "") -> None:
         for x, values in points.items()
     ]
     header = ("", keys[0], "runs", "mean", "lowest", "highest")
-    print(tabulate(table, header, intfmt=",", floatfmt=".2%"))
+    formats = ("", "g", "", ".2%", ".2%", ".2%")
+    print(tabulate(table, header, intfmt=",", floatfmt=formats))
 
 
 if __name__ == "__main__":
