@@ -11,7 +11,7 @@ from helpers import ROOT
 
 from tools.isolated import git
 from transfer.architecture import describe
-from transfer.common.params import load_params
+from transfer.common.params import MODES, load_params
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md",
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
@@ -59,6 +59,18 @@ LINES = {  # of the figures and tables of sweeps: the column of docs/*.csv, pret
 }
 
 
+def both_modes(row: dict) -> str:
+    """The accuracies of a row of docs/*.csv as two cells of a table."""
+    return " | ".join(f"{100 * row[f'{mode}.accuracy']:.2f} %" for mode in MODES)
+
+
+def check_default(row: dict) -> None:
+    """The row of docs/*.csv that has the settings of params.yaml has the committed results."""
+    values = committed("metrics/evaluation.json")
+    for mode in MODES:
+        assert row[f"{mode}.accuracy"] == pytest.approx(values[f"{mode}.accuracy"], abs=1e-4)
+
+
 def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
     values, minutes = committed("metrics/evaluation.json"), committed_minutes()
     for words in (
@@ -74,35 +86,29 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_metrics():
 def test_the_three_seeds_are_the_committed_ones():
     rows = table("seeds")
     assert [row["seed"] for row in rows] == [0, 1, 2]
-    modes = ("frozen", "finetuned")
-    values = [[100 * row[f"{mode}.accuracy"] for row in rows] for mode in modes]
+    values = [[100 * row[f"{mode}.accuracy"] for row in rows] for mode in MODES]
     means = " | ".join(f"**{mean(v):.2f} %**" for v in values)
     assert f"| **the default**, mean of three seeds | {means} |" in README
     ranges = " | ".join(f"{min(v):.2f} to {max(v):.2f} %" for v in values)
     assert f"| their range | {ranges} |" in README
-    for mode in modes:
-        accuracy = committed("metrics/evaluation.json")[f"{mode}.accuracy"]
-        assert rows[0][f"{mode}.accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    check_default(rows[0])
 
 
 def test_the_other_head_and_random_weights_are_the_committed_ones():
-    values = committed("metrics/evaluation.json")
     heads = {row["model.head"]: row for row in table("heads")}
     assert set(heads) == {"conv", "linear"}
     all_images = {
         row["model.weights"]: row for row in table("images") if row["train.shared.images"] == 48_000
     }
-    for row in (heads["conv"], all_images["IMAGENET1K_V1"]):
-        for mode in ("frozen", "finetuned"):
-            assert row[f"{mode}.accuracy"] == pytest.approx(values[f"{mode}.accuracy"], abs=1e-4)
+    check_default(heads["conv"])
+    check_default(all_images["IMAGENET1K_V1"])
     for head, row in heads.items():
-        frozen, finetuned = (100 * row[f"{mode}.accuracy"] for mode in ("frozen", "finetuned"))
-        cells = f"{frozen:.2f} % | {finetuned:.2f} % | {finetuned - frozen:.2f} points"
-        assert f"| {head} | {cells} |" in TEXTS["docs/results.md"]
+        gain = 100 * (row["finetuned.accuracy"] - row["frozen.accuracy"])
+        assert f"| {head} | {both_modes(row)} | {gain:.2f} points |" in TEXTS["docs/results.md"]
     variants = {"model.head=linear": heads["linear"], "model.weights=null": all_images["random"]}
     for setting, row in variants.items():
-        cells = " | ".join(f"{100 * row[f'{m}.accuracy']:.2f} %" for m in ("frozen", "finetuned"))
-        assert re.search(rf"^\| .*`{setting}`.* \| {cells} \|$", README, re.MULTILINE)
+        cells = re.escape(both_modes(row))
+        assert re.search(rf"^\| .* {setting}` \| {cells} \|$", README, re.MULTILINE)
 
 
 def test_the_sweep_of_images_is_the_committed_one():
@@ -131,15 +137,12 @@ def test_the_recipes_are_the_committed_ones():
     rows = table("recipes")
     assert [row["train.finetuned.epochs"] for row in rows] == [3, 6, 11, 15]
     for row in rows:
-        accuracy = [f"{100 * row[f'{mode}.accuracy']:.2f} %" for mode in ("frozen", "finetuned")]
-        cells = " \\| ".join([*accuracy, f"{row['minutes']:.1f}"])
+        cells = re.escape(f"{both_modes(row)} | {row['minutes']:.1f}")
         assert re.search(rf"^\| .* \| {cells} \|$", TEXTS["docs/results.md"], re.MULTILINE)
     [default, longer] = rows[2:]
+    check_default(default)
     assert default["minutes"] == pytest.approx(committed_minutes(), abs=0.05001)
-    accuracy = committed("metrics/evaluation.json")["finetuned.accuracy"]
-    assert default["finetuned.accuracy"] == pytest.approx(accuracy, abs=1e-4)
-    cells = " | ".join(f"{100 * longer[f'{m}.accuracy']:.2f} %" for m in ("frozen", "finetuned"))
-    assert f"{longer['minutes']:.0f} minutes | {cells} |" in README
+    assert f"{longer['minutes']:.0f} minutes | {both_modes(longer)} |" in README
 
 
 def test_the_benchmark_is_the_committed_one():
