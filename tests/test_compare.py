@@ -52,6 +52,11 @@ def make(folder: Path, target: str) -> str:
     ).stdout  # fmt: skip
 
 
+def sweep(folder: Path, name: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tools.sweep", name]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
 def flatten(values: dict, above: str = "") -> dict:
     """Nested metrics with the names that DVC gives them."""
     flat = {}
@@ -134,8 +139,8 @@ def test_a_table_and_a_figure_of_experiments(compared, tmp_path):
     # One that fails: DVC shows it with the results of the commit.
     dvc(folder, "exp", "run", "--queue", "--name", "images-3", "-S", "train.shared.images=1")
     dvc(folder, "exp", "run", "--run-all")
-    sweep = [sys.executable, "-m", "tools.sweep", "images"]
-    output = subprocess.check_output(sweep, cwd=folder, env=environment(), text=True)
+    printed = sweep(folder, "images")
+    assert printed.returncode == 0, printed.stderr
     both = [committed(compared, revision) for revision in ("HEAD", "later")]
     assert "Failed" in dvc(folder, "exp", "show", "--csv")
     with (folder / "docs/images.csv").open() as file:
@@ -150,8 +155,8 @@ def test_a_table_and_a_figure_of_experiments(compared, tmp_path):
         found = {float(row[f"{mode}.accuracy"]) for row in rows}
         assert found == {values[f"{mode}.accuracy"] for values in both}
     accuracy = both[0]["finetuned.accuracy"]  # the demo has random weights
-    assert f"{accuracy:.2%}" in output
-    assert re.search(rf"from scratch +{count:,} +2 ", output)
+    assert f"{accuracy:.2%}" in printed.stdout
+    assert re.search(rf"from scratch +{count:,} +2 ", printed.stdout)
     assert (folder / "docs/images.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,18 +166,17 @@ def test_the_minutes_of_experiments(compared, tmp_path):
     cost = json.loads((folder / "metrics/cost.json").read_text())
     del cost["machine"]
     seconds = sum(stage["seconds"] for stage in cost.values())
-    sweep = [sys.executable, "-m", "tools.sweep", "recipes"]
-    output = subprocess.check_output(sweep, cwd=folder, env=environment(), text=True)
+    printed = sweep(folder, "recipes")
+    assert printed.returncode == 0, printed.stderr
     with (folder / "docs/recipes.csv").open() as file:
         [row] = csv.DictReader(file)
-    assert re.search(rf"from scratch +{float(row['minutes']):g} +1 ", output)
+    assert re.search(rf"from scratch +{float(row['minutes']):g} +1 ", printed.stdout)
     assert float(row["minutes"]) == pytest.approx(seconds / 60, abs=0.05001)
     assert int(row["train.finetuned.epochs"]) == EPOCHS["finetuned"]
 
 
 def test_a_sweep_that_does_not_exist(compared):
-    sweep = [sys.executable, "-m", "tools.sweep", "colours"]
-    found = subprocess.run(sweep, cwd=compared, env=environment(), text=True, capture_output=True)
+    found = sweep(compared, "colours")
     assert found.returncode == 1
     assert found.stderr == (
         "error: no sweep is named 'colours'; give one of seeds, heads, images, blocks, recipes\n"

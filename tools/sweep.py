@@ -18,17 +18,18 @@ from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
 from transfer.common.params import MODES
+from transfer.common.stage import COST
 
 FOLDER = Path("docs")
 
 
-# The settings that the table has, the first of which differs, and how the figure, if there is one,
-# is drawn. "minutes" are those of the whole pipeline.
+# The settings that the table has beside the seed, the first of which differs, and how the figure,
+# if there is one, is drawn. "minutes" are those of the whole pipeline.
 SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "seeds": (["seed"], {}),
-    "heads": (["model.head", "seed"], {}),
+    "heads": (["model.head"], {}),
     "images": (
-        ["train.shared.images", "seed"],
+        ["train.shared.images"],
         {
             "title": "What transfer learning gives, and when",
             "x_label": "training images, equally many of each class (logarithmic)",
@@ -36,7 +37,7 @@ SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "blocks": (
-        ["model.blocks", "seed"],
+        ["model.blocks"],
         {
             "title": "Where to cut the pretrained network",
             "x_label": "blocks of the feature extractor that are kept (dashed: the default)",
@@ -44,7 +45,7 @@ SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "recipes": (
-        ["minutes", "model.image_size", "train.finetuned.epochs", "seed"],
+        ["minutes", "model.image_size", "train.finetuned.epochs"],
         {
             "title": "What more time gives",
             "x_label": "minutes of the whole pipeline on two CPU cores (logarithmic)",
@@ -68,12 +69,12 @@ def training_images(settings: dict[str, Any]) -> int:
 
 def minutes(rev: str) -> float:
     """How long the stages took whose results are in the commit `rev`, whenever they ran."""
-    costs = json.loads(dvc.api.read("metrics/cost.json", rev=rev, encoding="utf-8"))
+    costs = json.loads(dvc.api.read(COST.as_posix(), rev=rev, encoding="utf-8"))
     return round(sum(cost.get("seconds", 0) for cost in costs.values()) / 60, 1)
 
 
 def experiments(name: str, keys: list[str]) -> list[dict[str, Any]]:
-    """A row for each experiment that has run: the settings `keys`, the weights, the results."""
+    """A row for each experiment that has run: settings (`keys`), seed, weights, results."""
     rows = []
     for found in dvc.api.exp_show():
         named = (found["Experiment"] or "").startswith(f"{name}-")
@@ -85,7 +86,7 @@ def experiments(name: str, keys: list[str]) -> list[dict[str, Any]]:
         shared["images"] = shared["images"] or training_images(settings)
         settings["minutes"] = minutes(found["rev"])
         metrics = dvc.api.metrics_show(rev=found["rev"])
-        row = {key: value(settings, key) for key in keys}
+        row = {key: value(settings, key) for key in dict.fromkeys((*keys, "seed"))}
         row["model.weights"] = settings["model"]["weights"] or "random"
         rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
     if not rows:
