@@ -1,4 +1,4 @@
-# `make` lists the targets that have a comment behind ##. Each but the last makes .venv when needed.
+# `make` lists the targets that have a comment after ##. All except lock and lock-check make .venv when it is needed.
 PYTHON ?= python3
 LOCKED := --quiet --universal --python-version 3.11.4 --generate-hashes --no-header --no-annotate
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -11,15 +11,15 @@ help:
 
 setup: .venv/installed  ## create .venv from requirements.txt, if it is missing or out of date
 
-repro: setup  ## check the settings, then run what is not up to date of the pipeline
-	python -m transfer.common.params
+repro: setup  ## check the settings, then run the stages that are not up to date
+	python -m transfer.common.settings
 	dvc repro
 
-demo: setup  ## the pipeline on small generated data in a temporary copy; its numbers mean nothing
+demo: setup  ## run the pipeline on small generated data in a temporary copy; its numbers mean nothing
 	python -m tools.demo
 
-# Its column State matters: until an experiment has ended, DVC shows it with the results of the last commit.
-compare: setup  ## print accuracies, gain and changed params of the last commit and its experiments
+# Look at the column State: until an experiment has ended, DVC shows it with the results of the last commit.
+compare: setup  ## print accuracies, gain and changed settings of the last commit and its experiments
 	@git --no-pager log -1 --format='Commit %h of %as, and the experiments that started from it:'
 	@dvc exp show --md --precision 4 --only-changed --sort-by finetuned.accuracy --sort-order desc \
 		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
@@ -28,19 +28,19 @@ compare: setup  ## print accuracies, gain and changed params of the last commit 
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
-blocks: setup  ## accuracy against the blocks kept, with 5,000 training images, an hour; then docs/blocks.*
+blocks: setup  ## accuracy against the number of blocks kept, 5,000 training images; an hour; writes docs/blocks.*
 	dvc exp run --queue --name blocks -S 'model.blocks=range(1,14)' -S model.weights=IMAGENET1K_V1,null \
 		-S model.image_size=64 -S train.shared.images=5000 -S train.shared.validation_share=0.01 \
 		-S train.threads=1
 	dvc exp run --run-all --jobs 2
 	python -m tools.sweep blocks
 
-heads: setup  ## both heads, with the settings of params.yaml otherwise; then docs/heads.csv
+heads: setup  ## both heads, otherwise with the settings of params.yaml; writes docs/heads.csv
 	dvc exp run --queue --name heads -S model.head=conv,linear
 	dvc exp run --run-all
 	python -m tools.sweep heads
 
-images: setup  ## accuracy against the number of training images, 75 minutes; then docs/images.*
+images: setup  ## accuracy against the number of training images; 75 minutes; writes docs/images.*
 	dvc exp run --queue --name images -S train.shared.images=100,300,1000,3000 -S seed=0,1,2 \
 		-S model.weights=IMAGENET1K_V1,null
 	dvc exp run --queue --name images-many -S train.shared.images=10000,null \
@@ -48,29 +48,29 @@ images: setup  ## accuracy against the number of training images, 75 minutes; th
 	dvc exp run --run-all
 	python -m tools.sweep images
 
-recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe, 50 minutes; then docs/recipes.*
+recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe; 50 minutes; writes docs/recipes.*
 	dvc exp run --queue --name recipes -S train.finetuned.epochs=3,6,11
 	dvc exp run --queue --name recipes-long -S model.image_size=192 -S model.head_width=152 \
 		-S train.frozen.views=3 -S train.finetuned.epochs=15
 	dvc exp run --run-all
 	python -m tools.sweep recipes
 
-seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; then docs/seeds.csv
+seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; writes docs/seeds.csv
 	dvc exp run --queue --name seeds -S seed=0,1,2
 	dvc exp run --run-all
 	python -m tools.sweep seeds
 
-verify: setup  ## run all from scratch in a clone of the last commit, compare with its results
+verify: setup  ## run everything from scratch in a clone of the last commit and compare the results
 	python -m tools.verify
 
-bench: setup  ## measure what the speed claims rest on; an hour, after make repro
+bench: setup  ## measure what docs/benchmark.md reports; an hour; needs make repro first
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 
 test: setup  ## run the tests
 	python -m pytest
 
-test-faults: setup  ## kill, damage and starve everything, and see that nothing is lost
+test-faults: setup  ## test that nothing is lost when runs are killed, files damaged or resources short
 	python -m pytest -m faults
 
 lint: setup  ## check style, format and types
@@ -83,8 +83,8 @@ lock:  ## compile both requirements.txt from pyproject.toml (needs uv)
 	uv pip compile $(LOCKED) --extra peers --constraint requirements.txt \
 		--output-file benchmarks/requirements.txt pyproject.toml
 
-# antlr4-python3-runtime comes as source, in Python alone.
-lock-check:  ## ask whether every locked package has a wheel for each system (needs uv)
+# antlr4-python3-runtime is distributed only as source code, in pure Python.
+lock-check:  ## check that every locked package has a wheel for each system (needs uv)
 	@for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin \
 			x86_64-pc-windows-msvc; do for version in 3.11 3.14; do \
 		MACOSX_DEPLOYMENT_TARGET=14.0 uv pip install --quiet --dry-run --no-deps --require-hashes \

@@ -2,7 +2,7 @@
 
 All train the pipeline's network (the same head, image size and batch size) with AdamW and the same
 peak learning rates on CIFAR-10's training images, shifted and flipped at random, one by one, in a
-DataLoader with two workers, and compute the backbone in each epoch, in the frozen mode, too.
+DataLoader with two workers, and compute the backbone in each epoch, also in the frozen mode.
 
 Each function trains for `steps` batches, in `mode` frozen or finetuned, calls `tick` after each,
 and returns the network.
@@ -21,13 +21,12 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
-from transfer.common.params import load_params
+from transfer.common.paths import BACKBONE
+from transfer.common.settings import load_params
 from transfer.fetch import assets_dir
 from transfer.inference import MEAN, STD
-from transfer.model.backbone import freeze
-from transfer.model.network import Network, build, fill, load_weights
+from transfer.model import Network, build, fill, freeze, load_weights
 
-BACKBONE = Path("models/backbone.safetensors")  # of the stage backbone
 WORKERS = 2
 Tick = Callable[[], None]
 

@@ -1,16 +1,14 @@
 """Stage `backbone`: the pretrained, cut feature extractor, and a description of the network."""
 
-from pathlib import Path
-
 import torch
 
 from transfer.architecture import describe
-from transfer.common.arrays import PREPARED, load_classes
+from transfer.common.dataset import load_classes
 from transfer.common.files import write_text
-from transfer.common.params import load_params
-from transfer.common.stage import run_stage
-from transfer.model.backbone import classifier, cut
-from transfer.model.network import fill, save_weights
+from transfer.common.paths import ARCHITECTURE, BACKBONE, PREPARED
+from transfer.common.run import run_stage
+from transfer.common.settings import load_params
+from transfer.model import classifier, cut, fill, save_weights
 from transfer.pretrained import pretrained
 
 
@@ -25,8 +23,8 @@ def main() -> None:
     if settings.weights:
         state = pretrained(settings.name, settings.weights)
         fill(backbone, state, f"model.weights = {settings.weights}")
-    save_weights(Path("models/backbone.safetensors"), backbone)
-    write_text(Path("metrics/architecture.txt"), text)
+    save_weights(BACKBONE, backbone)
+    write_text(ARCHITECTURE, text)
 
 
 if __name__ == "__main__":

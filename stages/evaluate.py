@@ -1,34 +1,36 @@
 """Stage `evaluate`: both models on the test set, and what fine-tuning adds."""
 
-from pathlib import Path
-
 import numpy as np
 
 from transfer import metrics
-from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.dataset import load_classes, load_split
 from transfer.common.files import write_csv, write_json
-from transfer.common.params import MODES, load_params
-from transfer.common.stage import run_stage
-from transfer.inference import choose_device, predict
-from transfer.model.backbone import freeze
-from transfer.model.network import load_trained, parameter_count
-
-METRICS = Path("metrics")
+from transfer.common.paths import (
+    CALIBRATION,
+    EVALUATION,
+    PER_CLASS,
+    PREDICTIONS,
+    PREPARED,
+    model_path,
+)
+from transfer.common.run import run_stage
+from transfer.common.settings import MODES, load_params
+from transfer.inference import predict, set_up_torch
+from transfer.model import freeze, load_trained, parameter_count
 
 
 def main() -> None:
     params = load_params()
-    device = choose_device(params.train.device, params.train.threads)
+    device = set_up_torch(params.train.device, params.train.threads)
     classes = load_classes(PREPARED)
     names = np.array(classes, object)
     images, label_tensor = load_split(PREPARED, "test", classes)
     labels = label_tensor.numpy()
 
-    scores, recalls, correct = {}, {}, {}
+    scores, recalls, correct, bins = {}, {}, {}, {}
     predictions = {"image": np.arange(len(labels)), "label": names[labels]}
     for mode in MODES:
-        path = Path(f"models/{mode}.safetensors")
-        network = load_trained(params.model, len(classes), path, device)
+        network = load_trained(params.model, len(classes), model_path(mode), device)
         if mode == "frozen":
             freeze(network.backbone)
         logits = predict(network, images, params.model.image_size)
@@ -40,17 +42,18 @@ def main() -> None:
             "trainable": parameter_count(network, trainable=True),
         }
         recalls[mode] = metrics.recall(predicted, labels, classes)
-        bins = metrics.calibration(confidence, correct[mode])
-        write_csv(METRICS / f"calibration/{mode}.csv", bins)
+        bins[mode] = metrics.calibration(confidence, correct[mode])
         predictions[mode] = names[predicted]
         predictions[f"{mode}_confidence"] = confidence.round(4)
 
-    write_json(METRICS / "evaluation.json", metrics.summary(scores, recalls, correct))
+    for mode in MODES:
+        write_csv(CALIBRATION / f"{mode}.csv", bins[mode])
+    write_json(EVALUATION, metrics.summary(scores, recalls, correct))
     per_class = [{"class": name} | {m: recalls[m][name] for m in MODES} for name in classes]
-    write_csv(METRICS / "per_class.csv", per_class)
+    write_csv(PER_CLASS, per_class)
     rows = zip(*(column.tolist() for column in predictions.values()), strict=True)
     table = [dict(zip(predictions, row, strict=True)) for row in rows]
-    write_csv(METRICS / "predictions.csv", table)
+    write_csv(PREDICTIONS, table)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """Stage `render`: the figures in figures/."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 
 from transfer import figures
-from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.dataset import load_classes, load_split
 from transfer.common.errors import InputError
 from transfer.common.files import read_csv
-from transfer.common.params import MODES, load_params
-from transfer.common.stage import run_stage
+from transfer.common.paths import FIGURES, PREDICTIONS, PREPARED, curves_path
+from transfer.common.run import run_stage
+from transfer.common.settings import MODES, load_params
 
-METRICS = Path("metrics")
-FIGURES = Path("figures")
 CURVES = [f"{part}_{what}" for part in ("train", "validation") for what in ("accuracy", "loss")]
 
 
@@ -23,12 +21,11 @@ def main() -> None:
     test = load_split(PREPARED, "test", classes)
     predictions = read_predictions(classes)
     if predictions["label"] != test.labels.tolist():
-        raise InputError(f"{METRICS}/predictions.csv: its labels are not those of the test set")
+        raise InputError(f"{PREDICTIONS}: its labels are not those of the test set")
     matrices = {mode: np.zeros((len(classes), len(classes)), int) for mode in MODES}
     for mode, counts in matrices.items():
         np.add.at(counts, (predictions["label"], predictions[mode]), 1)
 
-    figures.use_fonts_for(classes)
     first = {name: values[:count] for name, values in predictions.items()}
     drawn = {
         "first_batch": figures.first_batch(test.images[:count].numpy(), first, classes),
@@ -52,12 +49,12 @@ def read_predictions(classes: list[str]) -> dict[str, list]:
     numbers = {name: i for i, name in enumerate(classes)}
     columns = dict.fromkeys(("label", *MODES), numbers.__getitem__)
     confidences = dict.fromkeys((f"{mode}_confidence" for mode in MODES), number)
-    return read_csv(METRICS / "predictions.csv", columns | confidences)
+    return read_csv(PREDICTIONS, columns | confidences)
 
 
 def read_curves(mode: str) -> dict[str, list[float]]:
     """The values of each epoch that DVCLive has logged, by name."""
-    folder = METRICS / "curves" / mode / "plots" / "metrics"
+    folder = curves_path(mode) / "plots" / "metrics"
     curves = {name: read_csv(folder / f"{name}.tsv", {name: number}, "\t")[name] for name in CURVES}
     if len({len(values) for values in curves.values()}) > 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in curves.items())

@@ -1,40 +1,29 @@
-"""Small generated data in CIFAR-10's own format, and the pipeline run on it once."""
+"""Small generated data, and the pipeline run on them once."""
 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, commit
+from helpers import ROOT, commit, start
 
-from tools import demo, synthetic
-from tools.isolated import environment
-from transfer.common.arrays import Split
-from transfer.common.params import Params, load_params
-from transfer.sources.cifar10 import read_batches
+from tools import demo
+from transfer.common.dataset import Split
+from transfer.common.settings import Params, load_params
 
 torch.set_num_threads(1)
 # Tests run side by side: a thread that waits must not keep a core busy.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
-@pytest.fixture
-def batches(tmp_path) -> Path:
-    """A folder in CIFAR-10's layout with 100 training and 40 test images."""
-    synthetic.write(tmp_path / "batches", 100, 40)
-    return tmp_path / "batches"
-
-
 @pytest.fixture(scope="session")
-def stripes(tmp_path_factory) -> Split:
-    """340 generated training images."""
-    folder = tmp_path_factory.mktemp("data") / "stripes"
-    synthetic.write(folder, 340, 20)
-    return read_batches(folder, folder / "MD5SUMS")[0]["train"]
+def stripes() -> Split:
+    """340 generated training images of 10 classes, equally many of each."""
+    images, labels = demo.stripes(340, seed=1)
+    return Split(torch.from_numpy(images), torch.tensor(labels))
 
 
 @pytest.fixture
@@ -54,18 +43,16 @@ def reproduced(tmp_path_factory, worker_id) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             code = (
-                "import pathlib, sys; from tools import demo; demo.run(pathlib.Path(sys.argv[1]))"
+                f"import pathlib; from tools import demo; demo.run(pathlib.Path({str(folder)!r}))"
             )
             with folder.with_suffix(".log").open("w") as log:
-                subprocess.run(
-                    [sys.executable, "-c", code, folder],
-                    cwd=ROOT, env=environment(), check=True, stdout=log, stderr=log,
-                )  # fmt: skip
+                child = start(ROOT, "-c", code, stdout=log, stderr=subprocess.STDOUT)
+                assert child.wait() == 0, folder.with_suffix(".log").read_text()
             commit(folder, "results")
     return folder
 
 
 @pytest.fixture
 def project(reproduced, tmp_path) -> Path:
-    """A copy of `reproduced`, with its DVC cache, to do as one likes with."""
+    """A copy of `reproduced`, with its DVC cache, that a test may change."""
     return shutil.copytree(reproduced, tmp_path / "project", symlinks=True)

@@ -1,5 +1,6 @@
 """What several test modules use."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -8,23 +9,43 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from tools import demo
 from tools.isolated import environment, git
 from transfer.common.errors import InputError
-from transfer.common.params import load_params, merge
+from transfer.common.settings import load_params, merge
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "backbone", "train@frozen", "train@finetuned", "evaluate", "render"]
 
 
+def start(folder: Path, *command: object, variables=None, **options) -> subprocess.Popen:
+    """Start Python with `command` in `folder`, where no other repository or launcher is known.
+
+    `variables` are added to its environment; what it prints can be read, unless `options` say where
+    it goes.
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=folder, env=environment() | (variables or {}), **(pipes | options),
+    )  # fmt: skip
+
+
+def python(folder: Path, *command: object, **variables: str) -> subprocess.CompletedProcess:
+    """Run Python with `command` in `folder` to its end."""
+    with start(folder, *command, variables=variables) as child:
+        out, err = child.communicate()
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
 def dvc(folder: Path, *arguments: str, fails: bool = False, **variables: str) -> str:
     """Run real DVC in `folder`; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=folder, env=environment() | variables, encoding="utf-8",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
+    with start(
+        folder, "-m", "dvc", *arguments, variables=variables, stderr=subprocess.STDOUT
+    ) as child:  # fmt: skip
+        out, _ = child.communicate()
+    assert (child.returncode != 0) == fails, out
+    return out
 
 
 def ran(output: str) -> list[str]:
@@ -34,10 +55,7 @@ def ran(output: str) -> list[str]:
 
 def stage(folder: Path, name: str, **variables: str) -> subprocess.CompletedProcess:
     """Run `python -m stages.NAME` in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", *f"stages.{name}".split()],
-        cwd=folder, env=environment() | variables, encoding="utf-8", capture_output=True,
-    )  # fmt: skip
+    return python(folder, "-m", *f"stages.{name}".split(), **variables)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -73,6 +91,18 @@ def refusal(action) -> str | None:
         message = str(error)
     assert "\n" not in (message or "")
     return message
+
+
+def write_cifar10(folder: Path, train: int = 100, test: int = 40) -> Path:
+    """A generated data set in CIFAR-10's own layout: `folder`/cifar-10-batches-py."""
+    inside = folder / "cifar-10-batches-py"
+    inside.mkdir(parents=True)
+    for seed, (name, count) in enumerate({"data_batch_1": train, "test_batch": test}.items()):
+        images, labels = demo.stripes(count, seed)
+        rows = images.transpose(0, 3, 1, 2).reshape(count, -1)  # channel by channel
+        (inside / name).write_bytes(pickle.dumps({"data": rows, "labels": labels}))
+    (inside / "batches.meta").write_bytes(pickle.dumps({"label_names": demo.CLASSES}))
+    return inside
 
 
 def save_image(path: Path, *box: int, size=(60, 40), mode="RGB", colour="red", **options) -> None:

@@ -13,7 +13,7 @@ import torch
 from helpers import contents, dvc
 
 from transfer.common.errors import exit_cleanly
-from transfer.common.params import load_params
+from transfer.common.settings import load_params
 
 pytestmark = pytest.mark.faults
 ARRAYS = "data/prepared"

@@ -15,7 +15,7 @@ from helpers import commit, dvc, ran
 
 from tools import demo
 from tools.isolated import environment, git
-from transfer.common.params import MODES, load_params
+from transfer.common.settings import MODES, load_params
 
 PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
 EPOCHS = {mode: demo.SETTINGS["train"][mode]["epochs"] for mode in MODES}

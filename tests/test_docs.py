@@ -11,7 +11,7 @@ from helpers import ROOT
 
 from tools.isolated import git
 from transfer.architecture import describe
-from transfer.common.params import MODES, load_params
+from transfer.common.settings import MODES, load_params
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md",
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip

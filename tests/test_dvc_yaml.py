@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import ROOT, STAGES, dvc, edit
 
-from transfer.common.params import Section, load_params
+from transfer.common.settings import Section, load_params
 
 
 @functools.cache
@@ -35,7 +35,12 @@ def modules(dependency: str) -> set[Path]:
     """The project's modules that a dependency is, or holds."""
     path = ROOT / dependency
     files = path.rglob("*.py") if path.is_dir() else [path] if path.suffix == ".py" else []
-    return {file.relative_to(ROOT) for file in files}
+    return {file.relative_to(ROOT) for file in files if file.name != "__init__.py"}
+
+
+def test_packages_hold_nothing_but_modules():
+    assert [p for d in ("stages", "transfer") for p in ROOT.glob(f"{d}/**/__init__.py")
+            if p.read_bytes()] == []  # fmt: skip
 
 
 class Recorder:
@@ -97,14 +102,14 @@ def test_params_are_the_settings_that_the_stage_reads(lock, project, monkeypatch
     [
         ("transfer/figures.py", "#0072B2", "#000000", {"render"}),
         ("transfer/metrics.py", "BINS = 15", "BINS = 10", {"evaluate"}),
-        ("transfer/fetch.py", "RETRIES = 4", "RETRIES = 5", {"download", "backbone"}),
+        ("transfer/fetch.py", "TRIES = 4", "TRIES = 5", {"download", "backbone"}),
         ("transfer/sources/folders.py", "SHOWN = 10", "SHOWN = 9", {"download"}),
         ("transfer/pretrained.py", '"module."', '"modul."', {"backbone"}),
         ("transfer/architecture.py", "THE ORIGINAL", "ORIGINAL", {"backbone"}),
-        ("transfer/training/checks.py", "2 * sum", "3 * sum", {"train@frozen", "train@finetuned"}),
+        ("transfer/training/loop.py", ".isfinite()", ".isfinite( )", {"train@frozen", "train@finetuned"}),
         ("transfer/inference.py", "CHUNK = 256", "CHUNK = 128",
          {"train@frozen", "train@finetuned", "evaluate"}),
-        ("transfer/model/heads.py", "2 * width", "width * 2",
+        ("transfer/model.py", "2 * width", "width * 2",
          {"backbone", "train@frozen", "train@finetuned", "evaluate"}),
         ("transfer/common/errors.py", "error: {", "Error: {", set(STAGES)),
         ("params.yaml", "views: 2", "views: 3", {"train@frozen"}),

@@ -14,7 +14,7 @@ from helpers import commit, dvc, edit, stage
 
 from tools import demo
 from tools.isolated import environment
-from transfer.common.params import MODES, merge
+from transfer.common.settings import MODES, merge
 from transfer.training import checkpoint
 
 pytestmark = pytest.mark.faults

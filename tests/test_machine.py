@@ -65,7 +65,7 @@ def test_under_a_limit_of_the_process_too_large_a_step_is_refused_early(project)
     command = """
 import psutil, resource
 from stages.train import main
-from transfer.common.stage import run_stage
+from transfer.common.run import run_stage
 
 limit = psutil.Process().memory_info().vms + 4 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

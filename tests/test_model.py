@@ -4,10 +4,10 @@ from helpers import ROOT, refusal
 from torch import nn
 
 from transfer.architecture import describe
-from transfer.common.arrays import Split
-from transfer.common.params import MODES, load_params
+from transfer.common.dataset import Split
+from transfer.common.settings import MODES, load_params
 from transfer.inference import choose_device, to_input
-from transfer.model.backbone import (
+from transfer.model import (
     ConvolutionWithNorm,
     classifier,
     cut,
@@ -15,7 +15,7 @@ from transfer.model.backbone import (
     folded,
     freeze,
 )
-from transfer.model.network import build, fill, parameter_count, trace
+from transfer.model import build, fill, parameter_count, trace
 from transfer.training.loop import train
 
 

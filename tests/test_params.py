@@ -17,10 +17,10 @@ from helpers import ROOT, dvc, refusal
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from transfer.common.arrays import Split
-from transfer.common.params import MODES, Params, Section, load_params, merge
+from transfer.common.dataset import Split
+from transfer.common.settings import MODES, Params, Section, load_params, merge
 from transfer.inference import choose_device
-from transfer.model.network import build
+from transfer.model import build
 from transfer.training.loop import train
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -185,7 +185,7 @@ def test_the_comments_state_the_bounds_of_the_code():
 
 def test_the_check_by_itself_ends_with_status_1_and_one_line(tmp_path):
     load(tmp_path, TEXT.replace("seed: 0", "seed: x"))
-    command = [sys.executable, "-m", "transfer.common.params", str(tmp_path / "params.yaml")]
+    command = [sys.executable, "-m", "transfer.common.settings", str(tmp_path / "params.yaml")]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

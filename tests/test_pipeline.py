@@ -6,7 +6,7 @@ import pytest
 from helpers import STAGES, dvc, edit, ran, stage
 from PIL import Image
 
-from transfer.common.params import MODES
+from transfer.common.settings import MODES
 
 
 @pytest.fixture

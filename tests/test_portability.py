@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tools.isolated import environment
 from transfer import inference
-from transfer.common.arrays import Split
-from transfer.common.params import MODES
+from transfer.common.dataset import Split
+from transfer.common.settings import MODES
 from transfer.inference import predict, to_input
-from transfer.model.network import build
+from transfer.model import build
 from transfer.training import batches, loop
 from transfer.training.optimizer import make_optimizers, make_schedules
 
@@ -58,7 +58,7 @@ def test_the_stages_run_with_what_all_systems_have(project):
     runs = [("download",), ("backbone",), *(("train", mode) for mode in MODES), ("evaluate",),
             ("render",)]  # fmt: skip
     code = (
-        "from transfer.common.stage import run_stage\nimport importlib\n"
+        "from transfer.common.run import run_stage\nimport importlib\n"
         f"for name, *mode in {runs}:\n"
         "    module = importlib.import_module(f'stages.{name}')\n"
         "    run_stage(name, lambda: module.main(*mode))\n"

@@ -15,9 +15,9 @@ from stages import download, evaluate
 from tools import predict
 from tools.isolated import environment
 from transfer.common.errors import exit_cleanly
-from transfer.common.params import MODES, load_params
+from transfer.common.settings import MODES, load_params
 from transfer.inference import to_input
-from transfer.model.network import build, save_weights
+from transfer.model import build, save_weights
 from transfer.sources.images import read_image
 
 DRAWN = "predictions.png"

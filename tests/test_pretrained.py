@@ -10,9 +10,9 @@ import torchvision
 from helpers import ROOT, dvc, refusal, set_params
 from torch import nn
 
-from transfer.common.params import load_params
-from transfer.model.backbone import classifier
-from transfer.model.network import build, fill
+from transfer.common.settings import load_params
+from transfer.model import classifier
+from transfer.model import build, fill
 from transfer.pretrained import pretrained, read_state_dict
 
 

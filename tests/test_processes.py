@@ -12,7 +12,7 @@ from helpers import dvc, edit, stage
 
 from tools import demo
 from tools.isolated import environment
-from transfer.common.params import MODES, merge
+from transfer.common.settings import MODES, merge
 
 pytestmark = [
     pytest.mark.faults,

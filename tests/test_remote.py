@@ -8,7 +8,7 @@ from helpers import commit, dvc, ran
 from moto.server import ThreadedMotoServer
 
 from tools.isolated import environment
-from transfer.common.params import MODES
+from transfer.common.settings import MODES
 
 
 @pytest.fixture

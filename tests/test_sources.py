@@ -12,13 +12,13 @@ import pytest
 import torch
 from helpers import ROOT, contents, refusal, save_image, set_params
 from torchvision.datasets import CIFAR10
+from transfer.sources.read import read_source, select_classes
 
 from stages import download
 from tools import synthetic
-from transfer.common.arrays import load_classes, load_split, write_arrays
+from transfer.common.dataset import load_classes, load_split, write_arrays
 from transfer.sources import folders
 from transfer.sources.cifar10 import read_batches
-from transfer.sources.read import read_source, select_classes
 
 
 def read(source, size=32, test_share=0.25):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import refusal
 
-from transfer.splits import balanced, stratified
+from transfer.common.dataset import balanced, stratified
 
 
 def names(count: int) -> list[str]:

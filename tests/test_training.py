@@ -6,11 +6,10 @@ import torch
 from helpers import dvc, refusal, set_params
 from torch import nn
 
-from transfer.common.arrays import Split
+from transfer.common.dataset import Split, stratified
 from transfer.inference import choose_device, predict, to_input
-from transfer.model.backbone import freeze
-from transfer.model.network import build
-from transfer.splits import stratified
+from transfer.model import freeze
+from transfer.model import build
 from transfer.training import batches, checks
 from transfer.training.loop import train
 from transfer.training.optimizer import make_optimizers, orthogonalise, slanted_triangle

@@ -7,12 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
-from tools import synthetic
 from tools.isolated import environment, git
 from transfer.common.errors import exit_cleanly, fail
-from transfer.common.params import load_params, merge
+from transfer.common.settings import load_params, merge
 
 ROOT = Path(__file__).parents[1]
 # What a project is made of, without its results.
@@ -32,6 +33,31 @@ SETTINGS: dict[str, Any] = {
     },
     "figures": {"first_batch_size": 16},
 }
+# CIFAR-10's names, for stripes at 0, 18, ... 162 degrees.
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def stripes(count: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Striped images, uint8 (count, 32, 32, 3), a class an angle, and their labels, in turn."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % len(CLASSES)
+    angle = (labels * np.pi / len(CLASSES))[:, None, None]
+    y, x = np.mgrid[:32, :32]
+    phase = draw.uniform(0, 2 * np.pi, (count, 1, 1))
+    waves = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 0.8 + phase)
+    colour = draw.uniform(40, 90, (count, 1, 1, 3))
+    noise = draw.normal(0, 40, (count, 32, 32, 3))
+    pixels = np.clip(128 + colour * waves[..., None] + noise, 0, 255)
+    return pixels.astype(np.uint8), labels.tolist()
+
+
+def write_stripes(folder: Path, train: int, test: int) -> None:
+    """Write generated images as `folder`/{train,test}/CLASS/NUMBER.png."""
+    for seed, (split, count) in enumerate((("train", train), ("test", test))):
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+        for number, (pixels, label) in enumerate(zip(*stripes(count, seed), strict=True)):
+            Image.fromarray(pixels).save(folder / split / CLASSES[label] / f"{number:05}.png")
 
 
 def make_project(
@@ -52,7 +78,7 @@ def make_project(
     document = merge(load_params(str(folder / "params.yaml")).model_dump(), settings)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     (folder / "params.yaml").write_text(text, encoding="utf-8")
-    synthetic.write(folder / "stripes", train, test)
+    write_stripes(folder / "stripes", train, test)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "generated")

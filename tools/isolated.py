@@ -1,4 +1,4 @@
-"""Git and DVC in a folder of its own, as if this machine had no settings of anyone."""
+"""Git and DVC in another folder, as if this machine had no Git settings of anyone."""
 
 import os
 import subprocess
@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from transfer.common.errors import InputError
-from transfer.fetch import assets_dir
+from transfer.common.paths import project_root
 
-# No settings but these. Any folder may be read, as the user's own settings might have said.
 GIT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
+    # Any folder may be read, as the user's own settings might have said.
     "GIT_CONFIG_COUNT": "1",
     "GIT_CONFIG_KEY_0": "safe.directory",
     "GIT_CONFIG_VALUE_0": "*",
@@ -20,24 +20,18 @@ GIT = {
 }
 
 
-def environment(assets: bool = False) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment for a command in another folder: this Python first on PATH.
 
-    It has nothing of what Git sets for its hooks (where another repository is), of the user's Git
-    settings (signing, hooks, line ends), of a launcher of several processes, nor ASSETS_DIR, but
-    with `assets` as an absolute path.
+    It has nothing that Git sets for its hooks (where another repository is), nothing that DVC sets
+    for a stage or torchrun for a process. A relative ASSETS_DIR becomes absolute.
     """
-    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("GIT_", "DVC_", "TORCHELASTIC_"))
-        and name not in (*launchers, "ASSETS_DIR")
-    }
+    hidden = ("GIT_", "DVC_", "TORCHELASTIC_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    if assets := kept.get("ASSETS_DIR"):
+        kept["ASSETS_DIR"] = str(project_root() / os.path.expanduser(assets))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    folder = assets_dir() if assets else None
-    named = {"ASSETS_DIR": str(folder.absolute())} if folder else {}
-    return kept | GIT | named | {"PATH": path}
+    return kept | GIT | {"PATH": path}
 
 
 def git(folder: Path, *arguments: str) -> str:

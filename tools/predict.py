@@ -8,11 +8,12 @@ import torch
 from tabulate import tabulate
 
 from transfer import figures
-from transfer.common.arrays import PREPARED, load_classes, load_split
+from transfer.common.dataset import load_classes, load_split
 from transfer.common.errors import exit_cleanly, printable
-from transfer.common.params import MODES, load_params
-from transfer.inference import choose_device, predict
-from transfer.model.network import load_trained
+from transfer.common.paths import PREPARED, model_path
+from transfer.common.settings import MODES, load_params
+from transfer.inference import predict, set_up_torch
+from transfer.model import load_trained
 from transfer.sources.images import read_image
 
 DRAWN = Path("predictions.png")
@@ -28,14 +29,13 @@ def main() -> None:
         parser.error(f"{len(paths)} images; at most {MOST} at a time")
 
     params = load_params()
-    device = choose_device(params.train.device, params.train.threads)
+    device = set_up_torch(params.train.device, params.train.threads)
     classes = load_classes(PREPARED)
     # As large as the images that the models were trained on, so that they get no finer detail.
     size = load_split(PREPARED, "test", classes).images.shape[1]
     images = np.stack([read_image(path, size) for path in paths])
     networks = {
-        mode: load_trained(params.model, len(classes), Path(f"models/{mode}.safetensors"), device)
-        for mode in MODES
+        mode: load_trained(params.model, len(classes), model_path(mode), device) for mode in MODES
     }
 
     top = {}
@@ -58,7 +58,6 @@ def main() -> None:
     ]
     header = ("image", "mode", *RANKS)[: len(rows[0])]
     print(tabulate(rows, header, "plain", disable_numparse=True, preserve_whitespace=True))
-    figures.use_fonts_for([*names, *classes])
     best = {mode: [ranked[0] for ranked in top[mode]] for mode in MODES}
     figures.save(figures.predictions(images, names, best), DRAWN)
     print(f"drawn in {DRAWN}")

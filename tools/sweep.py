@@ -12,18 +12,20 @@ from statistics import mean
 from typing import Any
 
 import dvc.api
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
-from transfer.common.params import MODES
-from transfer.common.stage import COST
+from transfer.common.paths import COST
+from transfer.common.settings import MODES
 
-FOLDER = Path("docs")
+DOCS = Path("docs")
 
-
-# The settings that the table has beside the seed, the first of which differs, and how the figure,
+# The columns of the table besides the seed, the first of which is the x axis, and how the figure,
 # if there is one, is drawn. "minutes" are those of the whole pipeline.
 SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "seeds": (["seed"], {}),
@@ -54,6 +56,10 @@ SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
 }
+# The lines of a figure, in this order: name -> x -> the accuracies of the runs there.
+Lines = dict[str, dict[float, list[float]]]
+STYLES = {mode: (figures.COLOURS[mode], figures.MARKERS[mode]) for mode in MODES}
+STYLES["from scratch"] = ("#009E73", "^")
 
 
 def value(settings: dict[str, Any], key: str) -> Any:
@@ -63,7 +69,7 @@ def value(settings: dict[str, Any], key: str) -> Any:
 
 
 def training_images(settings: dict[str, Any]) -> int:
-    """What train.shared.images: null stands for: CIFAR-10's 50,000 but those held out."""
+    """What train.shared.images: null stands for: CIFAR-10's 50,000 without validation images."""
     return 50_000 - round(50_000 * settings["train"]["shared"]["validation_share"])
 
 
@@ -94,18 +100,64 @@ def experiments(name: str, keys: list[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["model.weights"], row[keys[0]], row["seed"]))
 
 
-def by_line(rows: list[dict[str, Any]], setting: str) -> figures.Lines:
+def by_line(rows: list[dict[str, Any]], setting: str) -> Lines:
     """The accuracies at each value of the setting: of both modes, and of training from scratch,
     which is mode finetuned with random weights.
     """
-    lines: figures.Lines = {}
+    lines: Lines = {}
     for row in rows:
         scratch = row["model.weights"] == "random"
         names = {"finetuned": "from scratch"} if scratch else {mode: mode for mode in MODES}
         for mode, name in names.items():
             values = lines.setdefault(name, {})
             values.setdefault(row[setting], []).append(row[f"{mode}.accuracy"])
-    return {name: lines[name] for name in figures.LINES if name in lines}
+    return {name: lines[name] for name in STYLES if name in lines}
+
+
+def draw(
+    lines: Lines,
+    title: str,
+    x_label: str,
+    logarithmic: bool = False,
+    marked: float | None = None,
+    decimals: int = 0,
+) -> Figure:
+    """Mean accuracies, and the range of the runs where there are several, against a setting.
+
+    A dashed line marks the value `marked`; numbers, in %, have `decimals`.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    means = {
+        name: {x: np.mean(runs) for x, runs in points.items()} for name, points in lines.items()
+    }
+    for name, points in lines.items():
+        colour, marker = STYLES[name]
+        axes.plot(list(points), list(means[name].values()), color=colour, marker=marker, label=name)
+        lowest, highest = ([end(runs) for runs in points.values()] for end in (min, max))
+        axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
+    if logarithmic:
+        axes.set_xscale("log")
+    if marked is not None:
+        axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
+    figures.label_accuracy(axes, title, x_label)
+    every = sorted({x for points in lines.values() for x in points})
+    axes.set_xticks(every, [f"{x:,}" for x in every])
+    axes.minorticks_off()
+
+    # The highest mean has its number above it. Others have it below, but not on a lower line.
+    space = 0.07 * np.ptp(axes.get_ylim())
+    for x in every:
+        here = sorted((points[x], name) for name, points in means.items() if x in points)
+        for i, (accuracy, name) in enumerate(here):
+            above = i == len(here) - 1
+            if above or i == 0 or accuracy - here[i - 1][0] > space:
+                text = f"{100 * accuracy:.{decimals}f}"
+                axes.annotate(
+                    text, (x, accuracy), (0, 7 if above else -7), size=9,
+                    textcoords="offset points", ha="center", va="bottom" if above else "top",
+                    color=STYLES[name][0],
+                )  # fmt: skip
+    return figure
 
 
 def main(name: str = "") -> None:
@@ -115,8 +167,8 @@ def main(name: str = "") -> None:
     rows = experiments(name, keys)
     lines = by_line(rows, keys[0])
     if drawn:
-        figures.save(figures.accuracy_by(lines, **drawn), FOLDER / f"{name}.png")
-    write_csv(FOLDER / f"{name}.csv", rows)
+        figures.save(draw(lines, **drawn), DOCS / f"{name}.png")
+    write_csv(DOCS / f"{name}.csv", rows)
     table = [
         (line, x, len(values), mean(values), min(values), max(values))
         for line, points in lines.items()

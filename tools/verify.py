@@ -22,8 +22,7 @@ from tabulate import tabulate
 from tools.isolated import environment, git
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_json, write_text
-from transfer.common.machine import machine
-from transfer.common.stage import COST
+from transfer.common.run import COST, machine
 
 METRICS = "metrics/evaluation.json"
 # Their outputs are copied and cut, not computed, so they are the same on every machine.
@@ -74,7 +73,7 @@ def dvc(project: Path, *arguments: str, **options: Any) -> subprocess.CompletedP
     private = dict.fromkeys(names, str(project / ".dvc" / "tmp" / "private"))
     with psutil.Popen(
         [sys.executable, "-m", "dvc", *arguments],
-        cwd=project, env=environment(assets=True) | private, encoding="utf-8", **options,
+        cwd=project, env=environment() | private, encoding="utf-8", **options,
     ) as child:  # fmt: skip
         try:
             output, _ = child.communicate()

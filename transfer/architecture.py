@@ -6,15 +6,17 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from transfer.common.params import Model
-from transfer.model.backbone import (
+from transfer.common.settings import ModelSettings
+from transfer.model import (
     ConvolutionWithNorm,
+    build,
     classifier,
     feature_blocks,
     folded,
     freeze,
+    measure_blocks,
+    parameter_count,
 )
-from transfer.model.network import build, parameter_count, trace
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -26,7 +28,7 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def describe(settings: Model, classes: int) -> str:
+def describe(settings: ModelSettings, classes: int) -> str:
     """The original network, its blocks, the new network, and what is trained in each mode."""
     size = settings.image_size
     original = classifier(settings.name)
@@ -47,12 +49,13 @@ def describe(settings: Model, classes: int) -> str:
     network = build(settings, classes)
     head = {f"head.{name}": module for name, module in network.head.named_children()}
     part = dict.fromkeys(blocks, "cut") | dict.fromkeys(kept, "kept") | dict.fromkeys(head, "new")
-    traced = trace(blocks, size) | dict(list(trace(kept | head, size).items())[len(kept) :])
+    new = measure_blocks(kept | head, size)
+    measured = measure_blocks(blocks, size) | {name: new[name] for name in head}
     steps = [
         (part[name], name, b.kind, "-" if b.shape is None else _by(b.shape), b.parameters, b.macs)
-        for name, b in traced.items()
+        for name, b in measured.items()
     ]
-    made = _by(traced[list(kept)[-1]].shape or ())
+    made = _by(measured[list(kept)[-1]].shape or ())
     backbone_count, head_count = parameter_count(network.backbone), parameter_count(network.head)
     total = backbone_count + head_count
     tensors = [(name, _by(t.shape), t.numel()) for name, t in network.named_parameters()]
@@ -89,7 +92,7 @@ WHAT IS TRAINED
 
 {_table(("part", "parameters", "mode frozen", "mode finetuned"), trained)}
 
-  In mode frozen the backbone runs in eval mode, so BatchNorm's statistics are fixed, too.
+  In mode frozen the backbone runs in eval mode, so BatchNorm's statistics are also fixed.
   {inside} of its {layers} BatchNorm layers are then folded into the convolution before them.
 
 EVERY PARAMETER OF THE NEW NETWORK

@@ -1,17 +1,21 @@
 """Files from outside: from the folder that ASSETS_DIR names, or downloaded; always checked."""
 
+import http.client
 import os
+import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import pooch
-import requests
+import torch
 
 from transfer.common.errors import InputError
-from transfer.common.files import file_digest, project_root, replacing
+from transfer.common.files import replacing
+from transfer.common.paths import project_root
 
 TIMEOUT = 30  # seconds without a connection, or without a byte
-RETRIES = 4  # after 1, 2, 3 and 4 seconds
+TRIES = 4  # with pauses of 1, 2 and 3 seconds
 OFFLINE = "docs/troubleshooting.md says how to work without internet"
 
 
@@ -29,40 +33,26 @@ def assets_dir() -> Path | None:
     return folder
 
 
-def fetch(url: str, path: Path, algorithm: str, digest: str) -> None:
-    """Make sure that `path` holds the file whose hash starts with `digest`; download it if not.
+def fetch(url: str, path: Path, is_right: Callable[[Path], bool]) -> None:
+    """Make sure that `path` holds a file that `is_right`, a check of its hash; download it if not.
 
-    `algorithm` is "md5" or "sha256", `digest` the first hex digits of the hash, or all. `path` only
-    ever changes to the whole, checked file, so two processes at once do no harm. Raises InputError
-    when the file cannot be had or written.
+    `path` only ever changes to the whole, checked file, so two processes at once do no harm. Raises
+    InputError when the file cannot be had or written.
     """
-
-    def matches(file: str | Path) -> bool:
-        return file_digest(Path(file), algorithm).startswith(digest)
-
-    def download(url: str, file: str, _: pooch.Pooch) -> None:
-        http = pooch.HTTPDownloader(
-            progressbar=sys.stderr.isatty(), chunk_size=2**16, timeout=TIMEOUT
-        )
-        http(url, file, None)
-        if not matches(file):
-            raise ValueError(f"its {algorithm} is not {digest}")
-
-    if path.is_file() and matches(path):
+    if path.is_file() and is_right(path):
         return
     with replacing(path) as partial:
-        cache = pooch.create(
-            partial.parent,
-            base_url="",
-            registry={partial.name: None},
-            urls={partial.name: url},
-            retry_if_failed=RETRIES,
-        )
-        try:
-            cache.fetch(partial.name, downloader=download)
-        except (requests.RequestException, ValueError) as error:
-            cause: BaseException = error
-            while deeper := cause.__cause__ or cause.__context__:
-                cause = deeper
-            reason = str(getattr(cause, "strerror", None) or cause)
-            raise InputError(f"{url}: cannot be downloaded: {reason}; {OFFLINE}") from None
+        for number in range(1, TRIES + 1):
+            try:
+                socket.setdefaulttimeout(TIMEOUT)
+                torch.hub.download_url_to_file(url, str(partial), progress=sys.stderr.isatty())
+                if is_right(partial):
+                    return
+                reason = "its checksum is wrong"
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(getattr(error, "reason", error))
+            finally:
+                socket.setdefaulttimeout(None)
+            if number < TRIES:
+                time.sleep(number)
+        raise InputError(f"{url}: cannot be downloaded: {reason}; {OFFLINE}")

@@ -4,14 +4,13 @@ Whatever a user names (classes, files) is drawn as plain text, and the size of a
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager, ticker
 
-from transfer.common.errors import printable
 from transfer.common.files import replacing
 
 matplotlib.use("Agg")
@@ -20,19 +19,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
-CONTENDERS = ("#56B4E9", "#009E73", "#CC79A7", "#D55E00")
 MARKERS = {"frozen": "o", "finetuned": "s"}
-LINES = {mode: (COLOURS[mode], MARKERS[mode]) for mode in COLOURS}
-LINES["from scratch"] = ("#009E73", "^")
 CORRECT, WRONG = "#007A5A", "#B3261E"
 MOST_CLASSES = 30  # in one figure: with more, those with the lowest accuracy are shown
-FONT = "DejaVu Sans"
+FONT = "DejaVu Sans"  # comes with matplotlib
+# Usual fonts of Linux, Windows and macOS for characters that it lacks.
+FALL_BACK = (
+    "Noto Sans CJK JP", "Noto Sans", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic",
+    "Hiragino Sans GB", "Arial Unicode MS", "Segoe UI Emoji", "Unifont",
+)  # fmt: skip
 PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%")
 
+installed = font_manager.get_font_names()
 plt.rcdefaults()  # not what a matplotlibrc of this machine says
 plt.rcParams.update(
     {
-        "font.family": [FONT],
+        "font.family": [FONT, *(name for name in FALL_BACK if name in installed)],
         "font.size": 11,
         "text.parse_math": False,
         "axes.spines.top": False,
@@ -45,39 +47,20 @@ plt.rcParams.update(
 )
 
 
-def use_fonts_for(texts: Iterable[str]) -> None:
-    """Add fonts of this system that have the characters of `texts` that the usual font lacks.
-
-    Says so, once, where there is none.
-    """
-    usual = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
-    missing = {ord(c) for text in texts for c in text if c == printable(c)} - set(usual)
-    families = [FONT]
-    for entry in font_manager.fontManager.ttflist if missing else []:
-        if entry.name.startswith("Last Resort"):  # has a box for every character
-            continue
-        try:
-            found = missing & set(font_manager.get_font(entry.fname).get_charmap())
-        except (OSError, RuntimeError):  # a damaged font
-            continue
-        if found and entry.name not in families:
-            families.append(entry.name)
-            missing -= found
-        if not missing:
-            break
-    plt.rcParams["font.family"] = families
-    if missing:
-        characters = "".join(chr(c) for c in sorted(missing))[:20]
-        print(f"no font of this system has {characters}: figures show boxes", flush=True)
-
-
 def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as a PNG that holds no date and no version: same figure, same bytes."""
-    with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
+    """Write `figure` as a PNG that holds no date and no version: same figure, same bytes.
+
+    Says so where it shows boxes, because no font has a character.
+    """
+    with replacing(path) as partial, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(
             partial, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
         )  # fmt: skip
     plt.close(figure)
+    missing = sorted({str(w.message) for w in caught if "missing from" in str(w.message)})
+    if missing:
+        print(f"{path}: shows boxes for characters that no font has: {missing[0]}", flush=True)
 
 
 def shortened(text: str, length: int) -> str:
@@ -255,71 +238,3 @@ def label_accuracy(axes: Axes, title: str, x_label: str) -> None:
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
     axes.figure.legend(loc="outside lower center", ncols=4)
-
-
-Lines = dict[str, dict[float, list[float]]]  # name -> x -> the accuracies of some runs
-
-
-def accuracy_by(
-    lines: Lines,
-    title: str,
-    x_label: str,
-    logarithmic: bool = False,
-    marked: float | None = None,
-    decimals: int = 0,
-) -> Figure:
-    """Mean accuracies, and the range of the runs where there are several, against a setting.
-
-    `lines` have names of LINES; a dashed line marks the value `marked`; numbers, in %, have
-    `decimals`.
-    """
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    means = {
-        name: {x: np.mean(runs) for x, runs in points.items()} for name, points in lines.items()
-    }
-    for name, points in lines.items():
-        colour, marker = LINES[name]
-        axes.plot(list(points), list(means[name].values()), color=colour, marker=marker, label=name)
-        lowest, highest = ([end(runs) for runs in points.values()] for end in (min, max))
-        axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
-    if logarithmic:
-        axes.set_xscale("log")
-    if marked is not None:
-        axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
-    label_accuracy(axes, title, x_label)
-    every = sorted({x for points in lines.values() for x in points})
-    axes.set_xticks(every, [f"{x:,}" for x in every])
-    axes.minorticks_off()
-
-    # The highest mean has its number above it. Others have it below, but not on a lower line.
-    space = 0.07 * np.ptp(axes.get_ylim())
-    for x in every:
-        here = sorted((points[x], name) for name, points in means.items() if x in points)
-        for i, (accuracy, name) in enumerate(here):
-            above = i == len(here) - 1
-            if above or i == 0 or accuracy - here[i - 1][0] > space:
-                text = f"{100 * accuracy:.{decimals}f}"
-                axes.annotate(
-                    text, (x, accuracy), (0, 7 if above else -7), size=9,
-                    textcoords="offset points", ha="center", va="bottom" if above else "top",
-                    color=LINES[name][0],
-                )  # fmt: skip
-    return figure
-
-
-def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> Figure:
-    """The accuracy after so many minutes, a line for each contender; the pipeline's is thick."""
-    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
-    for (name, points), colour in zip(reached.items(), CONTENDERS, strict=False):
-        x, y = ([point[key] for point in points] for key in ("minutes", "accuracy"))
-        width = 3 if name == "pipeline" else 1.5
-        axes.plot(x, y, color=colour, linewidth=width, marker="o", label=name)
-        for minutes, accuracy in zip(x, y, strict=True):
-            axes.annotate(
-                f"{100 * accuracy:.1f}", (minutes, accuracy), (0, 7), textcoords="offset points",
-                ha="center", size=9, color=colour,
-            )  # fmt: skip
-    axes.set_xlim(left=0)
-    title = "Accuracy after so many minutes of fine-tuning"
-    label_accuracy(axes, title, "minutes on the same CPU")
-    return figure

@@ -17,10 +17,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHUNK = 256  # images of 128 pixels a side in one forward pass without gradients
 
 
-def choose_device(device: str, threads: int) -> torch.device:
-    """The device that `train.device` names; fixes what results and speed depend on beside the code.
+def set_up_torch(device: str, threads: int) -> torch.device:
+    """The device that `device` names; fixes what results and speed depend on besides the code.
 
-    Floating-point sums depend on the number of threads, so it is not left to the machine. Raises
+    Floating-point sums depend on the number of threads, so the machine does not choose it. Raises
     InputError when torch does not find the device.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -60,6 +60,11 @@ def to_input(images: Tensor, size: int) -> Tensor:
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     mean, std = 255 * torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
     return -mean / std, 1 / std
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """bfloat16 where it is wanted and torch holds it safe; the CPU always has float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type != "cpu")
 
 
 def chunk_size(image_size: int) -> int:

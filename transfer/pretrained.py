@@ -1,4 +1,4 @@
-"""Pretrained weights: torchvision's own, or a state dict of one's own."""
+"""Pretrained weights: torchvision's official ones, or a state dict of your own."""
 
 import hashlib
 import os
@@ -55,11 +55,15 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
             raise InputError(f"{features}: is not the features of torchvision's {weights}")
         return state
     prefix = path.stem.rpartition("-")[2]  # torchvision names a file by its sha256's start
+
+    def is_right(file: Path) -> bool:
+        return file_digest(file).startswith(prefix)
+
     if not assets:
-        fetch(url, path, "sha256", prefix)
+        fetch(url, path, is_right)
     elif not path.is_file():
         raise InputError(f"{path}: is missing")
-    elif not file_digest(path).startswith(prefix):
+    elif not is_right(path):
         raise InputError(f"{path}: is damaged or altered: its sha256 does not start with {prefix}")
     return read_state_dict(path)
 
@@ -82,14 +86,13 @@ def _own(weights: str, official: str) -> dict[str, Tensor]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict as people have them: .safetensors, or torch's format, no code unpickled.
 
-    It may be inside a checkpoint, have the prefixes of wrappers, and be in half precision, which
-    becomes float32; a line says so. Raises InputError, which names the file and the tensor.
+    It may be inside a checkpoint and have the prefixes of wrappers; a line says what was removed.
+    Raises InputError, which names the file and the tensor.
     """
     state, changes = _unwrapped(_loaded(path))
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: must be a state dict: names and tensors")
     tensors = {}
-    halves = False
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
@@ -98,11 +101,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             )
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise InputError(f"{path}: {key} is not a plain tensor; save it dense, in float32")
-        half = value.dtype in (torch.float16, torch.bfloat16)
-        tensors[key] = value.detach().float() if half else value.detach()
-        halves |= half
-    if changes or halves:
-        changes += ["half precision as float32"] if halves else []
+        tensors[key] = value.detach()
+    if changes:
         print(f"{path}: read {', '.join(changes)}", flush=True)
     return tensors
 

@@ -1,13 +1,9 @@
-"""Every error ends in one line that says where, what and what to do."""
+"""Every error ends in one line that says where it is, what is wrong and what to do."""
 
-import json
-import os
 import signal
 import sys
-import time
 import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 
@@ -27,45 +23,39 @@ def printable(text: object) -> str:
     )
 
 
-def exit_cleanly(main: Callable[[], object]) -> None:
-    """Run `main`; an InputError becomes one line on stderr and exit status 1.
+def fail(message: str) -> NoReturn:
+    """Exit with status 1 and one line on stderr: "error: `message`"."""
+    sys.exit(f"error: {printable(message)}")
 
-    So do a full disk and similar failures of the system, and Ctrl-C. SIGTERM also lets temporary
-    files be removed.
+
+def exit_cleanly(main: Callable[[], object], fail: Callable[[str], object] = fail) -> None:
+    """Run `main`; call `fail` with one line when it ends in an InputError or is interrupted, when
+    memory is exhausted, or when the system fails, for example with a full disk.
+
+    SIGTERM and Ctrl-C unwind the stack, so temporary files are removed. The handler of Ctrl-C is
+    set as well, because a shell starts background jobs with SIGINT ignored.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: fail("terminated"))
     try:
         main()
     except InputError as error:
-        if not is_first_process():
-            time.sleep(5)  # most mistakes fail in every process: let the first one report them
         fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         fail("interrupted")
+    except (MemoryError, RuntimeError) as error:
+        if not _memory_is_exhausted(error):
+            raise
+        fail(
+            "not enough memory: lower train.shared.batch_size or model.image_size, or take fewer "
+            f"images ({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
+        )
 
 
-def fail(message: str) -> NoReturn:
-    """Exit with status 1 and one line: "error: `message`".
-
-    Under torchrun the line goes into the error file of this process, which torchrun prints at the
-    end of its own report, so that it appears once.
-    """
-    line = f"error: {printable(message)}"
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if _under_torchrun() and path:
-        report = {"message": line, "timestamp": int(time.time())}
-        Path(path).write_text(json.dumps(report), encoding="utf-8")
-        sys.exit(1)
-    sys.exit(line)
-
-
-def is_first_process() -> bool:
-    """False in all but the first of the processes that torchrun started; True without it."""
-    return not _under_torchrun() or os.environ.get("RANK") == "0"
-
-
-def _under_torchrun() -> bool:
-    return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
+def _memory_is_exhausted(error: Exception) -> bool:
+    """Python and NumPy raise MemoryError; torch raises RuntimeError, told apart by its words."""
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

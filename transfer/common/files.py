@@ -16,7 +16,7 @@ from transfer.common.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its name; it takes `path`'s place on success.
+    """A temporary path next to `path`, with the same name; it takes `path`'s place on success.
 
     What is made there may be a file or a folder. Raises InputError, which names `path`, when the
     disk is full or the place cannot be written to.
@@ -82,15 +82,3 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """The hex digest of the file at `path`. Raises OSError when it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def project_root() -> Path:
-    """The folder of the project.
-
-    DVC runs experiments with --temp or --queue in copies at ROOT/.dvc/tmp/exps/; this is ROOT
-    there, too.
-    """
-    here = Path.cwd()
-    copies = (above for above in here.parents if above.parts[-3:] == (".dvc", "tmp", "exps"))
-    copy = next(copies, None)
-    return copy.parents[2] if copy else here

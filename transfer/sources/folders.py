@@ -1,4 +1,4 @@
-"""One's own images: a folder for each class, with or without folders for the splits."""
+"""Your own images: a folder for each class, with or without folders for the splits."""
 
 import os
 import sys
@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from transfer.common.arrays import Split
+from transfer.common.dataset import Split, stratified
 from transfer.common.errors import InputError, printable
-from transfer.common.machine import free_memory
 from transfer.sources.images import read_image
-from transfer.splits import stratified
 
 # Hidden files, and what systems and file managers leave behind, are not images.
-LITTER = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "lost+found"}
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "lost+found"}
 SHOWN = 10  # files named in one message
 
 
@@ -30,6 +28,7 @@ def read_folders(
     the class names in composed Unicode (NFC), sorted. Raises InputError, which names up to ten
     files that are damaged or not images, or says what the layout lacks.
     """
+    _check_layout(folder)
     skipped: list[str] = []
     root = folder / "train" if (folder / "train").is_dir() else folder
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
@@ -47,7 +46,6 @@ def read_folders(
         raise InputError(f"{root}: must hold folders of two or more classes; found {classes}")
     if skipped:
         print(f"{folder}: skipped {len(skipped)} hidden or system files", flush=True)
-    _check_memory(sum(len(f) for files in found.values() for f in files.values()), size, folder)
     bad: list[str] = []
     splits = {name: _read_all(files, classes, size, bad) for name, files in found.items()}
     if bad:
@@ -60,15 +58,31 @@ def read_folders(
     return splits, classes
 
 
+def _check_layout(folder: Path) -> None:
+    """Raise InputError, which names the layouts that can be read, unless `folder` holds folders."""
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+            problem = "is an archive; unpack it"
+    elif any(entry.is_dir() for entry in folder.iterdir()):
+        return
+    else:
+        problem = "holds no folders"
+    raise InputError(
+        f"data.source = {folder}: {problem}; take cifar10.md5, a folder CLASS/IMAGE, or a folder "
+        "train/CLASS/IMAGE and test/CLASS/IMAGE"
+    )
+
+
 def find_images(root: Path, skipped: list[str]) -> dict[str, list[Path]]:
-    """The files below each class's folder in `root`, sorted; hidden ones and litter to `skipped`.
+    """The files below each class's folder in `root`, sorted; hidden and system files to `skipped`.
 
     Files that lie in `root` itself belong to no class: a line names them.
     """
     found: dict[str, list[Path]] = {}
     loose = []
     for entry in sorted(root.iterdir()):
-        if _is_litter(entry.name):
+        if _is_system_file(entry.name):
             skipped.append(str(entry))
         elif not entry.is_dir():
             loose.append(entry.name)
@@ -79,12 +93,12 @@ def find_images(root: Path, skipped: list[str]) -> dict[str, list[Path]]:
                 raise InputError(f"{printable(entry)}: {problem}; rename the folder")
             found[name] = []
             for folder, folders, files in os.walk(entry, followlinks=True):
-                kept = [inner for inner in sorted(folders) if not _is_litter(inner)]
+                kept = [inner for inner in sorted(folders) if not _is_system_file(inner)]
                 skipped += [os.path.join(folder, i) for i in folders if i not in kept]
                 folders[:] = kept
                 for file in sorted(files):
                     path = Path(folder, file)
-                    skipped.append(str(path)) if _is_litter(file) else found[name].append(path)
+                    skipped.append(str(path)) if _is_system_file(file) else found[name].append(path)
     if loose:
         more = f" and {len(loose) - SHOWN} more" if len(loose) > SHOWN else ""
         names = printable(", ".join(loose[:SHOWN]))
@@ -94,17 +108,8 @@ def find_images(root: Path, skipped: list[str]) -> dict[str, list[Path]]:
     return found
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
-
-
-def _check_memory(count: int, size: int, folder: Path) -> None:
-    needed, free = 2 * count * size * size * 3, free_memory()  # the arrays, and a split of them
-    if needed > free:
-        raise InputError(
-            f"{folder}: {count} images of {size} x {size} pixels need {needed / 2**30:.1f} GiB, "
-            f"but only {free / 2**30:.1f} are free; take fewer, or a smaller model.image_size"
-        )
+def _is_system_file(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def _read_all(files: dict[str, list[Path]], classes: list[str], size: int, bad: list[str]) -> Split:

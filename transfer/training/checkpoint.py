@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from transfer.common.errors import InputError
-from transfer.common.files import file_digest, project_root, write_bytes
-from transfer.common.machine import machine
+from transfer.common.files import file_digest, write_bytes
+from transfer.common.paths import project_root
+from transfer.common.run import machine
 
 CODE = Path(__file__).parents[1]  # the folder transfer
 

@@ -1,4 +1,4 @@
-"""The optimizers, with a learning rate for each part of the network, and how it changes."""
+"""The optimizers, with a learning rate for each part of the network, and its schedule."""
 
 import functools
 from collections.abc import Iterable
@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer.common.params import Params
-from transfer.model.network import Network
-
-Schedule = torch.optim.lr_scheduler.LRScheduler
+from transfer.common.settings import SharedSettings
+from transfer.model import Network
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,10 +35,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
-    """A matrix (m, n) near the orthogonal one that is nearest: its singular values come near 1.
+    """Approximately the nearest orthogonal matrix to a matrix (m, n).
 
-    Newton-Schulz iterations with the coefficients of Jordan et al.
+    `steps` Newton-Schulz iterations with the coefficients of Jordan et al. After three, large
+    singular values have come near 1; small ones have grown, but not to 1.
     """
+    # The product of a matrix and its transpose is the smaller one if the matrix is wide.
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
@@ -49,44 +49,67 @@ def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def make_optimizers(network: Network, mode: str, params: Params) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    network: Network, learning_rates: dict[str, float], settings: SharedSettings
+) -> list[torch.optim.Optimizer]:
     """Muon for the head's convolutions, if it has any, and AdamW for the rest.
 
-    Head and backbone each have their own peak learning rate. As usual, only weights decay, not
-    biases nor BatchNorm's scales and shifts.
+    `learning_rates` has the peak rate of AdamW for "head" and, if it learns, for "backbone". As
+    usual, only weights decay: biases and BatchNorm's scales and shifts do not.
     """
     convolutions = [p for p in network.head.parameters() if p.ndim == 4]
-    peaks = {"head": getattr(params.train, mode).head_lr}
-    if mode == "finetuned":
-        peaks["backbone"] = params.train.finetuned.backbone_lr
     groups = []
-    for part, peak in peaks.items():
-        trained = list(network.get_submodule(part).parameters())
-        weights = [p for p in trained if p.ndim > 1 and (part != "head" or p.ndim != 4)]
-        decay = params.train.shared.weight_decay
-        groups.append({"params": weights, "lr": peak, "weight_decay": decay})
-        others = [p for p in trained if p.ndim <= 1]
+    for part, peak in learning_rates.items():
+        learned = list(network.get_submodule(part).parameters())
+        weights = [p for p in learned if p.ndim > 1 and (part != "head" or p.ndim != 4)]
+        groups.append({"params": weights, "lr": peak, "weight_decay": settings.weight_decay})
+        others = [p for p in learned if p.ndim <= 1]
         groups.append({"params": others, "lr": peak, "weight_decay": 0.0})
     try:
-        adamw = torch.optim.AdamW(groups, fused=True)
+        adamw = torch.optim.AdamW(groups, fused=True)  # all parameters in one call, much faster
     except RuntimeError:  # not on every accelerator
         adamw = torch.optim.AdamW(groups)
-    muon = [Muon(convolutions, params.train.shared.muon_lr)] if convolutions else []
+    muon = [Muon(convolutions, settings.muon_lr)] if convolutions else []
     return [*muon, adamw]
 
 
-def make_schedules(
-    optimizers: list[torch.optim.Optimizer], steps: int, done: int, params: Params
-) -> list[Schedule]:
-    """The learning rates over `steps` steps, of which `done` have been taken."""
-    share = functools.partial(slanted_triangle, steps=steps, warm_up=params.train.shared.warm_up)
-    schedule = torch.optim.lr_scheduler.LambdaLR
-    return [schedule(optimizer, share, last_epoch=done - 1) for optimizer in optimizers]
+class Updates:
+    """The optimizers of a network and the schedule of their learning rates over `steps` steps."""
+
+    def __init__(
+        self,
+        network: Network,
+        learning_rates: dict[str, float],
+        settings: SharedSettings,
+        steps: int,
+    ):
+        factor = functools.partial(slanted_triangle, steps=steps, warm_up=settings.warm_up)
+        self.optimizers = make_optimizers(network, learning_rates, settings)
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers]
+        self.parts: list[Any] = [*self.optimizers, *schedules]
+
+    def step(self) -> None:
+        """Change the parameters by their gradients, then the learning rates."""
+        for part in self.parts:
+            part.step()
+
+    def learning_rates(self) -> list[float]:
+        """Those of the next step, one for each group of parameters."""
+        return [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def state(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state(self, state: list[dict[str, Any]]) -> None:
+        """Go on from what `state` returned."""
+        for part, values in zip(self.parts, state, strict=True):
+            part.load_state_dict(values)
 
 
 def slanted_triangle(step: int, steps: int, warm_up: float) -> float:
-    """The share of its peak that a learning rate has: up in the first `warm_up` of the steps, then
-    down (Howard and Ruder, "Universal Language Model Fine-tuning", 2018, section 3.2).
+    """A learning rate as a fraction of its peak: linear warm-up in the first `warm_up` of the
+    steps, then linear decay (Howard and Ruder, "Universal Language Model Fine-tuning", 2018,
+    section 3.2).
     """
     peak = max(1, round(warm_up * steps))
     return min((step + 1) / peak, (steps - step) / (steps - peak + 1))

@@ -1,4 +1,4 @@
-"""One training in several processes, which torchrun starts, each on its share of every batch."""
+"""One training in several processes, which torchrun starts, each on its part of every batch."""
 
 import atexit
 import os
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from transfer.common.arrays import Split
+from transfer.common.dataset import Split
 from transfer.common.errors import InputError
-from transfer.common.params import Params
+from transfer.common.run import under_torchrun
+from transfer.common.settings import Params
 
 TIMEOUT = timedelta(minutes=10)  # a process that waits longer for another one fails
 
@@ -21,21 +22,22 @@ TIMEOUT = timedelta(minutes=10)  # a process that waits longer for another one f
 def join(device: torch.device) -> None:
     """Join the processes that torchrun started; without torchrun, do nothing.
 
-    Some clusters set WORLD_SIZE and the like for every process: these alone do not count. Raises
-    InputError, which says who was waited for, when the others do not come in time.
+    Raises InputError, which says who was waited for, when the others do not come in time.
     """
-    if not dist.is_torchelastic_launched():
+    if not under_torchrun():
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    count, address = os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]
     try:
         with _default_signals():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        port, reason = os.environ.get("MASTER_PORT"), str(error).splitlines()[0]
+        count, address, port = (
+            os.environ[name] for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        )
         raise InputError(
-            f"torchrun: waited for {count} processes at {address}:{port}: {reason}"
+            f"torchrun: waited for {count} processes at {address}:{port}: "
+            f"{str(error).splitlines()[0]}"
         ) from None
     atexit.register(dist.destroy_process_group)
 
@@ -53,9 +55,14 @@ def _default_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def process() -> tuple[int, int]:
-    """This process's number, from 0, and how many torchrun started; (0, 1) without it."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def rank() -> int:
+    """The number of this process among those that torchrun started, from 0; 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def from_first(value: Any) -> Any:
@@ -66,21 +73,24 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def share_of_data(data: Split) -> Split:
-    """The images that this process trains on: every one its own, all equally many."""
-    rank, processes = process()
-    each = len(data.labels) // processes
-    return Split(*(tensor[rank::processes][:each] for tensor in data))
+def data_of_process(data: Split, params: Params) -> Split:
+    """The images that this process trains on: no other has them, and all have equally many."""
+    each = len(data.labels) // process_count()
+    if each < 2:
+        raise InputError(
+            f"train.shared.images = {params.train.shared.images}: each of the {process_count()} "
+            f"processes needs two training images or more; there are {len(data.labels)}"
+        )
+    return Split(*(tensor[rank() :: process_count()][:each] for tensor in data))
 
 
-def share_of_batch(params: Params) -> int:
+def batch_size_per_process(params: Params) -> int:
     """How many images of each batch this process computes."""
-    _, processes = process()
-    batch_size = params.train.shared.batch_size
-    share, left = divmod(batch_size, processes)
-    if left or share < 2:
+    batch_size, processes = params.train.shared.batch_size, process_count()
+    size, left = divmod(batch_size, processes)
+    if left or size < 2:
         raise InputError(
             f"train.shared.batch_size = {batch_size}: the {processes} processes that torchrun "
             "started must each get equally many images, two or more"
         )
-    return share
+    return size

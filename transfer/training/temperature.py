@@ -1,4 +1,4 @@
-"""Confidence that can be believed: one temperature, fitted on held-out images."""
+"""Calibration: one temperature, fitted on validation images."""
 
 import numpy as np
 import torch
@@ -6,9 +6,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from transfer.common.arrays import Split
+from transfer.common.dataset import Split
 from transfer.inference import predict
-from transfer.model.network import Network
+from transfer.model import Network
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -25,13 +25,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def calibrate(network: Network, held_out: Split, image_size: int) -> float:
-    """Fit the temperature on `held_out`, and divide the last layer's weights and biases by it.
+def calibrate(network: Network, validation: Split, image_size: int) -> float:
+    """Fit the temperature on `validation`, and divide the last layer's weights and biases by it.
 
     The predictions stay the same, their confidence changes. Returns the temperature.
     """
-    logits = predict(network, held_out.images, image_size)
-    temperature = fit_temperature(logits, held_out.labels)
+    logits = predict(network, validation.images, image_size)
+    temperature = fit_temperature(logits, validation.labels)
     for parameter in network.head[-1].parameters():
         parameter.div_(temperature)
     return temperature

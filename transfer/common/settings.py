@@ -26,7 +26,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Data(Section):
+class DataSettings(Section):
     source: Annotated[str, Field(min_length=1)]
     classes: list[ClassName] | None
     test_share: Share
@@ -38,7 +38,7 @@ class Data(Section):
         return self
 
 
-class Model(Section):
+class ModelSettings(Section):
     name: str
     weights: str | None
     blocks: Annotated[int, Field(ge=1)] | None
@@ -48,7 +48,7 @@ class Model(Section):
     image_size: Annotated[int, Field(ge=16, le=512)]
 
 
-class Shared(Section):
+class SharedSettings(Section):
     images: Annotated[int, Field(ge=2)] | None
     validation_share: Share
     batch_size: Annotated[int, Field(ge=2, le=4096)]
@@ -60,13 +60,13 @@ class Shared(Section):
     warm_up: Annotated[float, Field(ge=0, le=1)]
 
 
-class Frozen(Section):
+class FrozenSettings(Section):
     epochs: Epochs
     head_lr: LearningRate
     views: Annotated[int, Field(ge=1, le=1000)]
 
 
-class Finetuned(Section):
+class FinetunedSettings(Section):
     epochs: Epochs
     head_lr: LearningRate
     backbone_lr: LearningRate
@@ -80,26 +80,26 @@ class Finetuned(Section):
         return self
 
 
-class Train(Section):
+class TrainSettings(Section):
     launcher: Annotated[str, Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     bf16: bool
     threads: Annotated[int, Field(ge=1, le=256)]
-    shared: Shared
-    frozen: Frozen
-    finetuned: Finetuned
+    shared: SharedSettings
+    frozen: FrozenSettings
+    finetuned: FinetunedSettings
 
 
-class Figures(Section):
+class FiguresSettings(Section):
     first_batch_size: Annotated[int, Field(ge=1, le=400)]
 
 
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
-    data: Data
-    model: Model
-    train: Train
-    figures: Figures
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings
+    figures: FiguresSettings
 
     def changed(self, changes: dict[str, Any]) -> "Params":
         """A copy with `changes` (nested as in params.yaml) made, checked as the file would be."""

@@ -1,0 +1,42 @@
+"""Where things are: the results that dvc.yaml names, relative to the project, and the project."""
+
+from pathlib import Path
+
+PREPARED = Path("data/prepared")
+BACKBONE = Path("models/backbone.safetensors")
+
+METRICS = Path("metrics")
+ARCHITECTURE = METRICS / "architecture.txt"
+CALIBRATION = METRICS / "calibration"
+COST = METRICS / "cost.json"
+EVALUATION = METRICS / "evaluation.json"
+PER_CLASS = METRICS / "per_class.csv"
+PREDICTIONS = METRICS / "predictions.csv"
+FIGURES = Path("figures")
+
+
+def model_path(mode: str) -> Path:
+    """The trained network of `mode`."""
+    return Path("models", f"{mode}.safetensors")
+
+
+def curves_path(mode: str) -> Path:
+    """The folder of the learning curves of `mode`, in DVCLive's layout."""
+    return METRICS / "curves" / mode
+
+
+def temperature_path(mode: str) -> Path:
+    """The temperature that the logits of `mode` were divided by."""
+    return METRICS / "temperature" / f"{mode}.json"
+
+
+def project_root() -> Path:
+    """The folder of the project.
+
+    DVC runs experiments with --temp or --queue in copies at ROOT/.dvc/tmp/exps/; also there, this
+    is ROOT.
+    """
+    here = Path.cwd()
+    copies = (above for above in here.parents if above.parts[-3:] == (".dvc", "tmp", "exps"))
+    copy = next(copies, None)
+    return copy.parents[2] if copy else here

@@ -1,0 +1,264 @@
+"""The network: a backbone cut from torchvision's classifiers, a new head, its weights on disk."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.fx import symbolic_trace
+from torch.fx.experimental.optimization import matches_module_pattern
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import Conv2dNormActivation
+
+from transfer.common.errors import InputError
+from transfer.common.files import write_bytes
+from transfer.common.settings import ModelSettings
+
+# What follows the feature extractor in torchvision's classifiers.
+AFTER_FEATURES = ("avgpool", "dropout", "fc", "classifier", "aux1", "aux2", "AuxLogits")
+
+
+def classifier(name: str) -> nn.Module:
+    """torchvision's classifier `name` with random weights, drawn from torch's global generator."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise InputError(f"model.name = {name!r}: torchvision has {', '.join(names)}")
+    return torchvision.models.get_model(name, weights=None)
+
+
+def feature_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of `model`'s feature extractor by name, in the order an image passes them.
+
+    They are the children of `model`, and of its containers `features` and `trunk_output`, up to
+    the pooling and the last layer. The names are the prefixes of torchvision's state dict.
+    """
+    blocks: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        if name in ("features", "trunk_output"):
+            blocks |= {f"{name}.{inner}": block for inner, block in child.named_children()}
+        elif name not in AFTER_FEATURES:
+            blocks[name] = child
+    if isinstance(model, torchvision.models.DenseNet):
+        blocks["relu"] = nn.ReLU(inplace=True)  # torchvision's forward calls it as a function
+    return blocks
+
+
+def cut(model: nn.Module, count: int | None) -> nn.Sequential:
+    """The first `count` blocks of `model` (all for None): (N, 3, H, W) -> (N, C, h, w).
+
+    Its state dict has torchvision's own keys. Raises InputError if there are fewer blocks.
+    """
+    blocks = feature_blocks(model)
+    if count is not None and count > len(blocks):
+        raise InputError(
+            f"model.blocks = {count}: {type(model).__name__} has {len(blocks)}: {', '.join(blocks)}"
+        )
+    backbone = nn.Sequential()
+    for name, block in list(blocks.items())[:count]:
+        container, _, child = name.rpartition(".")
+        if container and container not in dict(backbone.named_children()):
+            backbone.add_module(container, nn.Sequential())
+        backbone.get_submodule(container).add_module(child, block)
+    return backbone
+
+
+def freeze(backbone: nn.Module) -> None:
+    """No gradient, and eval mode, so that BatchNorm's statistics do not change either."""
+    backbone.requires_grad_(False).eval()
+
+
+class ConvolutionWithNorm(nn.Module):
+    """A convolution and the BatchNorm after it, its statistics fixed, computed as one convolution.
+
+    NCHW -> NCHW. The weights are combined in each step, so both have their own gradients.
+    """
+
+    def __init__(self, convolution: Any, norm: Any):
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        bias = self.norm.bias - self.norm.running_mean * scale
+        if self.convolution.bias is not None:
+            bias = bias + self.convolution.bias * scale
+        weight = self.convolution.weight * scale[:, None, None, None]
+        return self.convolution._conv_forward(x, weight, bias)
+
+
+def folded(backbone: nn.Module, x: Tensor) -> nn.Module:
+    """A faster `backbone` with the same parameters: each BatchNorm after a convolution is folded
+    into it, with fixed statistics.
+
+    `backbone` itself where torch cannot trace it, or where `x`, float32 NCHW, comes out otherwise.
+    """
+    try:
+        traced = symbolic_trace(backbone)
+        modules = dict(traced.named_modules())
+        for node in traced.graph.nodes:
+            if matches_module_pattern((nn.Conv2d, nn.BatchNorm2d), node, modules):
+                before: Any = node.args[0]
+                if len(before.users) == 1:
+                    both = ConvolutionWithNorm(modules[before.target], modules[node.target])
+                    traced.set_submodule(before.target, both)
+                    node.replace_all_uses_with(before)
+                    traced.graph.erase_node(node)
+        traced.recompile()
+        with torch.no_grad():
+            wanted, got = backbone.eval()(x), traced.eval()(x)
+        close = torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    except Exception:  # tracing runs the code of any backbone with stand-ins for tensors
+        close = False
+    return traced if close else backbone
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a skip connection (He et al. 2015): NCHW -> the same shape."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            Conv2dNormActivation(channels, channels), Conv2dNormActivation(channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.convolutions(x)
+
+
+class MeanAndMax(nn.Module):
+    """Pool a feature map to each channel's mean and maximum: (N, C, h, w) -> (N, 2C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+
+
+def linear_head(channels: int, classes: int, width: int) -> nn.Sequential:
+    """The classical new last layer: global mean, then one linear layer. `width` is not used."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def conv_head(channels: int, classes: int, width: int) -> nn.Sequential:
+    """Convolutions on the feature map, `width` channels, before it is pooled."""
+    return nn.Sequential(
+        Conv2dNormActivation(channels, width),
+        Residual(width),
+        MeanAndMax(),
+        nn.Linear(2 * width, classes),
+    )
+
+
+HEADS = {"linear": linear_head, "conv": conv_head}
+
+
+class Block(NamedTuple):
+    """One block as `measure_blocks` saw it: its class, output shape (C, h, w), parameters, and
+    multiply-accumulates; no shape and no MACs from the block on that the image is too small for.
+    """
+
+    kind: str
+    shape: tuple[int, ...] | None
+    parameters: int
+    macs: int | None
+
+
+def measure_blocks(blocks: dict[str, nn.Module], image_size: int) -> dict[str, Block]:
+    """Send one blank image of `image_size` pixels a side through `blocks`, in eval mode."""
+    seen = {}
+    x: Tensor | None = torch.zeros(1, 3, image_size, image_size)
+    for name, block in blocks.items():
+        shape = macs = None
+        if x is not None:
+            try:
+                with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+                    x = block.eval()(x)
+                shape = tuple(x.shape[1:])
+                macs = counter.get_total_flops() // 2  # one multiplies and one adds
+            except RuntimeError:
+                x = None
+        seen[name] = Block(type(block).__name__, shape, parameter_count(block), macs)
+    return seen
+
+
+def parameter_count(module: nn.Module, trainable: bool = False) -> int:
+    """How many parameters `module` has, or how many of them are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+class Network(nn.Module):
+    """A backbone and the head on its feature map: float32 NCHW images -> logits (N, classes)."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Sequential):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+def build(settings: ModelSettings, classes: int) -> Network:
+    """The network that `settings` describe, with random weights.
+
+    Raises InputError where the image size leaves no feature map.
+    """
+    backbone = cut(classifier(settings.name), settings.blocks)
+    shape = measure_blocks({"backbone": backbone}, settings.image_size)["backbone"].shape
+    if shape is None or len(shape) != 3:
+        raise InputError(
+            f"model.image_size = {settings.image_size}: the blocks that are kept make no feature "
+            "map of it; take larger images or fewer blocks"
+        )
+    network = Network(backbone, HEADS[settings.head](shape[0], classes, settings.head_width))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # torchvision's 0.01 in some networks averages over too many past steps.
+            module.momentum = settings.batch_norm_momentum
+    return network
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write `module`'s state dict to `path` as safetensors."""
+    state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(state))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict that `save_weights` wrote to `path`, on the CPU."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; run dvc repro") from None
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load `state`, in any precision, into `module`; keys that it lacks are what was cut off.
+
+    Raises InputError, which starts with `origin`, when a key is missing or a tensor does not fit.
+    """
+    wanted = module.state_dict()
+    for key, tensor in wanted.items():
+        if key not in state:
+            raise InputError(f"{origin}: has no {key}")
+        same_kind = state[key].is_floating_point() == tensor.is_floating_point()
+        if state[key].shape != tensor.shape or not same_kind:
+            raise InputError(
+                f"{origin}: {key} is {state[key].dtype} {tuple(state[key].shape)}, "
+                f"must be {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if tensor.is_floating_point() and not state[key].isfinite().all():
+            raise InputError(f"{origin}: {key} holds values that are not finite")
+    module.load_state_dict({key: state[key] for key in wanted})
+
+
+def load_trained(
+    settings: ModelSettings, classes: int, path: Path, device: torch.device
+) -> Network:
+    """The network that training saved to `path`, on `device`, as `build` describes it.
+
+    Raises InputError when the file is missing or damaged, or holds another network.
+    """
+    network = build(settings, classes)
+    fill(network, load_weights(path), str(path))
+    return network.to(device).to(memory_format=torch.channels_last)
