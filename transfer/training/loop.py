@@ -50,14 +50,14 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
             continue
         # At the epoch's image size: BatchNorm's statistics are those of features at this size.
         logits = predict(network, validation.images, mode.image_size(epoch))
+        if epoch + 1 == epochs:  # until then, units that are dead may recover
+            check_outputs(logits, name)
         values |= validation_scores(logits, validation.labels.cpu())
         log(epoch + 1, values)
         rows.append((epoch + 1, values))
         if unfinished:
             kept = {"network": network.state_dict(), "updates": updates.state(), "rows": rows}
             checkpoint.save(unfinished, kept)
-        if epoch + 1 == epochs:  # until then, units that are dead may recover
-            check_outputs(logits, name)
     check_unchanged(network, fixed)
 
 
