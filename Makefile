@@ -73,10 +73,11 @@ test: setup  ## run the tests
 test-faults: setup  ## test that nothing is lost when runs are killed, files damaged or resources short
 	python -m pytest -m faults
 
-lint: setup  ## check style, format and types
+lint: setup  ## check style, format, types and the GitHub workflow
 	ruff check
 	ruff format --check
 	mypy stages transfer tools benchmarks
+	zizmor --offline --quiet .github/workflows
 
 lock:  ## compile both requirements.txt from pyproject.toml (needs uv)
 	uv pip compile $(LOCKED) --extra dev --output-file requirements.txt pyproject.toml
