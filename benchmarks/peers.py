@@ -24,8 +24,7 @@ from torchvision.transforms import v2
 from transfer.common.paths import BACKBONE
 from transfer.common.settings import load_params
 from transfer.fetch import assets_dir
-from transfer.inference import MEAN, STD
-from transfer.model import Network, build, fill, freeze, load_weights
+from transfer.model import IMAGENET, Network, build, freeze, load_backbone
 
 WORKERS = 2
 Tick = Callable[[], None]
@@ -35,7 +34,7 @@ def new_network(mode: str) -> Network:
     """The pretrained backbone, frozen in mode frozen, and a new head."""
     torch.manual_seed(0)
     network = build(load_params().model, 10)
-    fill(network.backbone, load_weights(BACKBONE), str(BACKBONE))
+    load_backbone(network, BACKBONE)
     network.train()
     if mode == "frozen":
         freeze(network.backbone)
@@ -64,7 +63,7 @@ def notebook(mode: str, steps: int, tick: Tick) -> Network:
             transforms.RandomHorizontalFlip(),
             transforms.Resize(params.model.image_size),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            transforms.Normalize(*IMAGENET.values()),
         ]
     )
     loader = loader_of(cifar10(transform))
@@ -104,7 +103,7 @@ def lightning(mode: str, steps: int, tick: Tick) -> Network:
             v2.RandomHorizontalFlip(),
             v2.Resize(params.model.image_size),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
+            v2.Normalize(*IMAGENET.values()),
         ]
     )
     loader = loader_of(cifar10(transform), persistent=True)

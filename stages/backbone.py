@@ -1,6 +1,7 @@
 """Stage `backbone`: the pretrained, cut feature extractor, and a description of the network."""
 
 import torch
+from torch import nn
 
 from transfer.architecture import describe
 from transfer.common.dataset import load_classes
@@ -8,7 +9,15 @@ from transfer.common.files import write_text
 from transfer.common.paths import ARCHITECTURE, BACKBONE, PREPARED
 from transfer.common.run import run_stage
 from transfer.common.settings import load_params
-from transfer.model import classifier, cut, fill, save_weights
+from transfer.model import (
+    Network,
+    check_blocks,
+    classifier,
+    cut,
+    fill,
+    normalisation,
+    save_weights,
+)
 from transfer.pretrained import pretrained
 
 
@@ -16,6 +25,7 @@ def main() -> None:
     params = load_params()
     settings = params.model
     classes = load_classes(PREPARED)
+    check_blocks(settings)
     torch.manual_seed(params.seed)
     text = describe(settings, len(classes))
     print(text.partition("EVERY PARAMETER")[0], flush=True)
@@ -23,7 +33,9 @@ def main() -> None:
     if settings.weights:
         state = pretrained(settings.name, settings.weights)
         fill(backbone, state, f"model.weights = {settings.weights}")
-    save_weights(BACKBONE, backbone)
+    no_head = nn.Sequential()
+    network = Network(backbone, no_head, normalisation(settings.name, settings.weights))
+    save_weights(BACKBONE, network)
     write_text(ARCHITECTURE, text)
 
 

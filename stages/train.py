@@ -20,7 +20,7 @@ from transfer.common.paths import (
 from transfer.common.run import run_stage
 from transfer.common.settings import load_params
 from transfer.inference import set_up_torch
-from transfer.model import build, fill, load_weights, save_weights
+from transfer.model import build, load_backbone, save_weights
 from transfer.training.checkpoint import checkpoint_path
 from transfer.training.loop import Log, train
 from transfer.training.modes import make_mode
@@ -65,7 +65,7 @@ def main(mode: str) -> None:
 
     torch.manual_seed(params.seed)
     network = build(params.model, len(classes))
-    fill(network.backbone, load_weights(BACKBONE), str(BACKBONE))
+    load_backbone(network, BACKBONE)
     inputs = [Path("params.yaml"), Path(__file__), BACKBONE, PREPARED]
     unfinished = checkpoint_path(mode, inputs, device, process_count())
     learning = make_mode(mode, network, data.take(rest), params, device)

@@ -15,6 +15,7 @@ from transfer.model import (
     folded,
     freeze,
     measure_blocks,
+    normalisation,
     parameter_count,
 )
 
@@ -26,6 +27,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
+
+
+def _list(channels: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in channels) + ")"
 
 
 def describe(settings: ModelSettings, classes: int) -> str:
@@ -70,6 +75,7 @@ def describe(settings: ModelSettings, classes: int) -> str:
         sum(isinstance(part, kind) for part in faster.modules())
         for kind in (nn.BatchNorm2d, ConvolutionWithNorm)
     )
+    mean, std = (_list(c) for c in normalisation(settings.name, settings.weights).values())
     return f"""\
 {settings.name}, cut after {list(kept)[-1]}, with a new {settings.head} head for {classes} classes
 
@@ -83,6 +89,7 @@ BLOCK BY BLOCK, for an image of {size} x {size} pixels
 
 {_table(("", "block", "kind", "output C x H x W", "parameters", "MACs"), steps)}
 
+  input     float32, normalised with mean {mean} and std {std}
   kept      the first {len(kept)} of {len(blocks)} blocks: image -> feature map, {made}
   cut       the other {len(blocks) - len(kept)} blocks
   replaced  {", ".join(replaced)}: by the head

@@ -33,6 +33,14 @@ def assets_dir() -> Path | None:
     return folder
 
 
+def missing_asset(path: Path, what: str) -> InputError:
+    """The error that ASSETS_DIR lacks `path`, which should be `what`."""
+    return InputError(
+        f"{path}: is missing: the environment variable ASSETS_DIR names a folder that must hold "
+        f"{what}; put it there, or unset ASSETS_DIR to download it"
+    )
+
+
 def fetch(url: str, path: Path, is_right: Callable[[Path], bool]) -> None:
     """Make sure that `path` holds a file that `is_right`, a check of its hash; download it if not.
 

@@ -1,19 +1,18 @@
 """From images to logits: the device, the input of a network, and prediction without gradients."""
 
 import ctypes
-import functools
 import sys
+from pathlib import Path
 
+import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from transfer.common.errors import InputError
+from transfer.model import Network
 
-# ImageNet's channel means and standard deviations, which the pretrained weights expect
-# (torchvision.transforms._presets.ImageClassification), on the scale 0 to 1.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHUNK = 256  # images of 128 pixels a side in one forward pass without gradients
 
 
@@ -33,6 +32,8 @@ def set_up_torch(device: str, threads: int) -> torch.device:
                 has += f" ({str(error).splitlines()[0].split('. ')[0]})"
         raise InputError(f"train.device = {device!r}: torch finds {has}; use auto or cpu")
     torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        require_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     if sys.platform == "linux":
@@ -45,21 +46,35 @@ def set_up_torch(device: str, threads: int) -> torch.device:
     return torch.device("cpu") if device == "cpu" or found is None else torch.device(found.type)
 
 
-def to_input(images: Tensor, size: int) -> Tensor:
+def require_threads(threads: int) -> None:
+    """Make OpenMP give as many threads as asked for, or raise InputError.
+
+    With fewer, as OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS or OMP_THREAD_LIMIT can have it, oneDNN waits
+    for ever for a thread that never comes (seen with torch 2.15).
+    """
+    loaded = {Path(file.path) for file in psutil.Process().memory_maps()}
+    for path in loaded:
+        if path.name.startswith(("libgomp", "libiomp", "libomp")):
+            openmp = ctypes.CDLL(str(path))
+            openmp.omp_set_dynamic(0)
+            openmp.omp_set_max_active_levels(max(1, openmp.omp_get_max_active_levels()))
+            if openmp.omp_get_thread_limit() < threads:
+                raise InputError(
+                    f"train.threads = {threads}: OpenMP gives at most "
+                    f"{openmp.omp_get_thread_limit()}; unset OMP_THREAD_LIMIT, or lower train.threads"
+                )
+
+
+def to_input(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 NHWC -> what a backbone takes: float32 NCHW, `size` pixels a side, channels last.
 
     Scaled bilinearly (with antialiasing when it shrinks) and rounded to uint8, as PIL does, which
-    is several times as fast as in float32; then normalised with ImageNet's statistics.
+    is several times as fast as in float32; then normalised with `mean` and `std`, float32 (3,), of
+    the channels on a scale of 0 to 1.
     """
     scaled = resize(images.permute(0, 3, 1, 2), [size, size])
-    offset, factor = _normalisation(images.device)
-    return torch.addcmul(offset, scaled, factor)  # (scaled - mean) / std, in one pass
-
-
-@functools.cache  # on a GPU, a copy for each batch would make the processor wait
-def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = 255 * torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
-    return -mean / std, 1 / std
+    mean, std = (255 * value.view(1, 3, 1, 1) for value in (mean, std))
+    return torch.addcmul(-mean / std, scaled, 1 / std)  # (scaled - mean) / std, in one pass
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
@@ -72,12 +87,15 @@ def chunk_size(image_size: int) -> int:
     return max(1, CHUNK * 128**2 // max(image_size, 128) ** 2)
 
 
-def predict(network: nn.Module, images: Tensor, image_size: int) -> Tensor:
+def predict(network: Network, images: Tensor, image_size: int) -> Tensor:
     """Logits, float32 (N, classes) on the CPU, for uint8 NHWC `images`; no augmentation."""
-    device = next(network.parameters()).device
+    mean, std = network.mean, network.std
     network.eval()
     with torch.inference_mode():
         chunks = tqdm(images.split(chunk_size(image_size)), "predict", leave=False, disable=None)
         return torch.cat(
-            [network(to_input(chunk.to(device), image_size)).cpu() for chunk in chunks]
+            [
+                network(to_input(chunk.to(mean.device), image_size, mean, std)).cpu()
+                for chunk in chunks
+            ]
         )

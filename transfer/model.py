@@ -16,6 +16,10 @@ from transfer.common.errors import InputError
 from transfer.common.files import write_bytes
 from transfer.common.settings import ModelSettings
 
+# The means and standard deviations of ImageNet's channels on a scale of 0 to 1, with which nearly
+# all of torchvision's weights were trained (torchvision.transforms._presets.ImageClassification).
+Channels = dict[str, tuple[float, ...]]
+IMAGENET: Channels = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # What follows the feature extractor in torchvision's classifiers.
 AFTER_FEATURES = ("avgpool", "dropout", "fc", "classifier", "aux1", "aux2", "AuxLogits")
 
@@ -26,6 +30,20 @@ def classifier(name: str) -> nn.Module:
     if name not in names:
         raise InputError(f"model.name = {name!r}: torchvision has {', '.join(names)}")
     return torchvision.models.get_model(name, weights=None)
+
+
+def normalisation(name: str, weights: str | None) -> Channels:
+    """The mean and std of the channels that torchvision's `weights` for `name` were trained with.
+
+    ImageNet's for random weights and for a state dict of your own.
+    """
+    official = torchvision.models.get_model_weights(name).__members__
+    if weights not in official:
+        return IMAGENET
+    if hasattr(classifier(name), "transform_input"):  # forward changes the normalisation to this
+        return {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    preset = official[weights].transforms()
+    return {"mean": tuple(preset.mean), "std": tuple(preset.std)}
 
 
 def feature_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -62,6 +80,33 @@ def cut(model: nn.Module, count: int | None) -> nn.Sequential:
             backbone.add_module(container, nn.Sequential())
         backbone.get_submodule(container).add_module(child, block)
     return backbone
+
+
+def check_blocks(settings: ModelSettings) -> None:
+    """Raise InputError unless the kept blocks, one after another, compute what they compute inside
+    torchvision's forward pass, which may do more between them, as that of vision transformers.
+    """
+    original = classifier(settings.name).eval()
+    backbone = cut(original, settings.blocks)
+    kept = list(feature_blocks(original).values())[: settings.blocks]
+    outputs: list[Tensor] = []
+    for block in set(kept) & set(original.modules()):
+        block.register_forward_hook(lambda _, __, output: outputs.append(output.clone()))
+    image = torch.rand(1, 3, 224, 224)  # some take no other size
+    try:
+        with torch.inference_mode():
+            original(image)
+            count = len(outputs)
+            backbone(image)
+        pairs = zip(outputs[:count], outputs[count:], strict=True)
+        same = all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in pairs)
+    except Exception:  # a block that is given what it does not take raises whatever it meets
+        same = False
+    if not same:
+        raise InputError(
+            f"model.name = {settings.name!r}: torchvision's forward pass is more than its first "
+            f"{len(kept)} blocks one after another; take a convolutional network or fewer blocks"
+        )
 
 
 def freeze(backbone: nn.Module) -> None:
@@ -187,12 +232,23 @@ def parameter_count(module: nn.Module, trainable: bool = False) -> int:
 
 
 class Network(nn.Module):
-    """A backbone and the head on its feature map: float32 NCHW images -> logits (N, classes)."""
+    """A backbone and the head on its feature map: float32 NCHW images -> logits (N, classes).
 
-    def __init__(self, backbone: nn.Module, head: nn.Sequential):
+    `mean` and `std`, float32 (3,), are what the images must be normalised with, as those were that
+    the backbone was trained on: ImageNet's by default.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Sequential, normalisation: Channels = IMAGENET
+    ):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        for name, values in normalisation.items():
+            self.register_buffer(name, torch.tensor(values))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x))
@@ -204,11 +260,17 @@ def build(settings: ModelSettings, classes: int) -> Network:
     Raises InputError where the image size leaves no feature map.
     """
     backbone = cut(classifier(settings.name), settings.blocks)
-    shape = measure_blocks({"backbone": backbone}, settings.image_size)["backbone"].shape
+    size = settings.image_size
+    shape, larger = (measure_blocks({"": backbone}, side)[""].shape for side in (size, size + 32))
     if shape is None or len(shape) != 3:
         raise InputError(
-            f"model.image_size = {settings.image_size}: the blocks that are kept make no feature "
-            "map of it; take larger images or fewer blocks"
+            f"model.image_size = {size}: the blocks that are kept make no feature map of it; take "
+            "larger images or fewer blocks"
+        )
+    if larger and larger[0] != shape[0]:
+        raise InputError(
+            f"model.name = {settings.name!r}, model.blocks = {settings.blocks}: the number of "
+            f"channels, {shape[0]}, changes with the image size: the output is not (N, C, h, w)"
         )
     network = Network(backbone, HEADS[settings.head](shape[0], classes, settings.head_width))
     for module in network.modules():
@@ -235,21 +297,33 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load `state`, in any precision, into `module`; keys that it lacks are what was cut off.
 
-    Raises InputError, which starts with `origin`, when a key is missing or a tensor does not fit.
+    Old checkpoints have no num_batches_tracked, which is not used. Raises InputError, which starts
+    with `origin`, when another key is missing or a tensor does not fit.
     """
     wanted = module.state_dict()
-    for key, tensor in wanted.items():
-        if key not in state:
-            raise InputError(f"{origin}: has no {key}")
-        same_kind = state[key].is_floating_point() == tensor.is_floating_point()
-        if state[key].shape != tensor.shape or not same_kind:
+    optional = {key for key in wanted if key.endswith(".num_batches_tracked")}
+    if missing := [key for key in wanted if key not in optional and key not in state]:
+        raise InputError(
+            f"{origin}: has no {missing[0]}; save model.state_dict(), which has all parameters and "
+            "BatchNorm's statistics, of such a network"
+        )
+    loaded = {key: state.get(key, tensor) for key, tensor in wanted.items()}
+    for key, tensor in loaded.items():
+        same_kind = tensor.is_floating_point() == wanted[key].is_floating_point()
+        if tensor.shape != wanted[key].shape or not same_kind:
             raise InputError(
-                f"{origin}: {key} is {state[key].dtype} {tuple(state[key].shape)}, "
-                f"must be {tensor.dtype} {tuple(tensor.shape)}"
+                f"{origin}: {key} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"must be {wanted[key].dtype} {tuple(wanted[key].shape)}"
             )
-        if tensor.is_floating_point() and not state[key].isfinite().all():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"{origin}: {key} holds values that are not finite")
-    module.load_state_dict({key: state[key] for key in wanted})
+    module.load_state_dict(loaded)
+
+
+def load_backbone(network: Network, path: Path) -> None:
+    """Load into `network` what the stage `backbone` saved to `path`, all except the head."""
+    head = {key: value for key, value in network.state_dict().items() if key.startswith("head.")}
+    fill(network, head | load_weights(path), str(path))
 
 
 def load_trained(

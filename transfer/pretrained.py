@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import torchvision
 from torch import Tensor
 
 from transfer.common.errors import InputError
-from transfer.common.files import file_digest
-from transfer.fetch import assets_dir, fetch
+from transfer.common.files import file_digest, require_hashed
+from transfer.fetch import assets_dir, fetch, missing_asset
 
 OWN = Path("weights")  # DVC watches this folder, so that a changed file is noticed
 
@@ -43,15 +42,14 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
     """
     official = torchvision.models.get_model_weights(name).__members__
     if weights not in official:
-        return _own(weights, ", ".join(official))
+        return read_state_dict(_own(weights, ", ".join(official)))
     url = official[weights].url
-    file_name = Path(urlparse(url).path).name
     assets = assets_dir()
-    path = (assets or Path(torch.hub.get_dir(), "checkpoints")) / file_name
-    if assets and not path.exists() and (name, weights) in FEATURES_DIGEST:
-        features = assets / f"{name}-{weights}-features.pth"
+    path = (assets or Path(torch.hub.get_dir(), "checkpoints")) / Path(urlparse(url).path).name
+    features = path.with_name(f"{name}-{weights}-features.pth")
+    if assets and not path.is_file() and features.is_file():
         state = read_state_dict(features)
-        if content_digest(state) != FEATURES_DIGEST[name, weights]:
+        if content_digest(state) != FEATURES_DIGEST.get((name, weights)):
             raise InputError(f"{features}: is not the features of torchvision's {weights}")
         return state
     prefix = path.stem.rpartition("-")[2]  # torchvision names a file by its sha256's start
@@ -62,25 +60,27 @@ def pretrained(name: str, weights: str) -> dict[str, Tensor]:
     if not assets:
         fetch(url, path, is_right)
     elif not path.is_file():
-        raise InputError(f"{path}: is missing")
+        raise missing_asset(path, f"torchvision's weights {weights} of {name}, {url}")
     elif not is_right(path):
         raise InputError(f"{path}: is damaged or altered: its sha256 does not start with {prefix}")
     return read_state_dict(path)
 
 
-def _own(weights: str, official: str) -> dict[str, Tensor]:
-    path = Path(weights)
-    inside = OWN.absolute() in Path(os.path.normpath(path.absolute())).parents
-    if path.exists() and not inside:
+def _own(weights: str, official: str) -> Path:
+    """The file `weights`, which must be where DVC notices when it changes."""
+    path = Path(os.path.normpath(Path(weights).absolute()))
+    if path.exists() and OWN.absolute() not in path.parents:
         raise InputError(
             f"model.weights = {weights!r}: must be in the folder {OWN}/, where DVC notices when it "
             f"changes; move it there and take {(OWN / path.name).as_posix()}"
         )
     if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(
-            f"model.weights = {weights!r}: neither a file in {OWN}/ nor one of {official}"
+            f"model.weights = {weights!r}: {problem}; take a file in {OWN}/ or one of {official}"
         )
-    return read_state_dict(path)
+    require_hashed(OWN.absolute(), [path])
+    return path
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -92,7 +92,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     state, changes = _unwrapped(_loaded(path))
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: must be a state dict: names and tensors")
-    tensors = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
@@ -101,28 +100,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             )
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise InputError(f"{path}: {key} is not a plain tensor; save it dense, in float32")
-        tensors[key] = value.detach()
     if changes:
         print(f"{path}: read {', '.join(changes)}", flush=True)
-    return tensors
+    return {key: value.detach() for key, value in state.items()}
 
 
 def _loaded(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        # torch does not look at the checksums in the archive: it reads a flipped bit silently.
         if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):
             raise InputError(f"{path}: is damaged: the checksum of {record} does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path}: is damaged, or holds other objects than tensors, such as a whole pickled "
-            "model, which could run code and is not read; save model.state_dict()"
-        ) from None
     except Exception as error:  # torch.load has no common base for what it raises on bad files
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
+        reason = getattr(error, "strerror", None) or (
+            "it is damaged, or holds other objects than tensors, such as a whole pickled model or "
+            "TorchScript, which could run code and is not read; save model.state_dict()"
+        )
         raise InputError(f"{path}: cannot be read as a state dict: {reason}") from None
 
 

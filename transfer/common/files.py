@@ -6,10 +6,13 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dvc.fs import localfs
+from dvc.ignore import DvcIgnoreFilter
 
 from transfer.common.errors import InputError
 
@@ -76,6 +79,24 @@ def read_csv(
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, keys in the order given."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def require_hashed(folder: Path, files: Iterable[Path]) -> None:
+    """Raise InputError, which names it, if one of the `files` in `folder` is not hashed by DVC,
+    which does not follow links to folders and leaves out what .dvcignore matches: it would not
+    notice a change.
+    """
+    hashed = {
+        Path(parent, name)
+        for parent, _, names in DvcIgnoreFilter(localfs, os.getcwd()).walk(localfs, str(folder))
+        for name in names
+    }
+    for path in files:
+        if path not in hashed:
+            raise InputError(
+                f"{path}: DVC would not notice a change of it, as it is, or is in, a link to a "
+                "folder, or .dvcignore matches it; replace the link by a copy, or change .dvcignore"
+            )
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

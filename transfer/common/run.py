@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from transfer.common.files import write_json
 from transfer.common.paths import COST, project_root
 
 INTERVAL = 0.1  # seconds between two looks at memory and at DVC
+GRACE = 10  # seconds that a process has to end by itself after a signal
 # The variables that choose the instructions that torch, oneDNN and MKL compute with.
 INSTRUCTION_SETS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 # What torchrun sets for each of its processes. Some clusters set a part of it for every process.
@@ -29,7 +31,7 @@ TORCHRUN = (
 
 
 def run_stage(name: str, main: Callable[[], None], torchrun: bool = False) -> None:
-    """Run the stage `name`, then record its time and peak memory in metrics/cost.json.
+    """Run the stage `name`, then record its time, peak memory and machine in metrics/cost.json.
 
     With `torchrun` this may be one of the processes that torchrun started: then torchrun reports
     the error of the first that fails, and only the first process records.
@@ -37,7 +39,7 @@ def run_stage(name: str, main: Callable[[], None], torchrun: bool = False) -> No
     several = torchrun and under_torchrun()
 
     def stage() -> None:
-        refuse_lost_experiment()
+        check_surroundings()
         start = time.perf_counter()
         main()
         if several and os.environ["RANK"] != "0":
@@ -46,13 +48,20 @@ def run_stage(name: str, main: Callable[[], None], torchrun: bool = False) -> No
             costs = dict(json.loads(COST.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             costs = {}
-        costs.pop("machine", None)
-        seconds = round(time.perf_counter() - start, 1)
-        costs[name] = {"seconds": seconds, "peak_mib": max(memory) // 2**20}
-        write_json(COST, costs | {"machine": machine()})
+        costs.pop("machine", None)  # as earlier versions of this file have it
+        costs[name] = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "peak_mib": max(memory) // 2**20,
+            "machine": machine(),
+        }
+        write_json(COST, costs)
 
     memory = [psutil.Process().memory_info().rss]
-    threading.Thread(target=watch, args=[memory], daemon=True).start()
+    arrived, notify = socket.socketpair()
+    for end in (arrived, notify):
+        end.setblocking(False)
+    signal.set_wakeup_fd(notify.fileno())
+    threading.Thread(target=watch, args=[memory, arrived], daemon=True).start()
     exit_cleanly(stage, fail_in_torchrun if several else fail)
 
 
@@ -74,20 +83,40 @@ def fail_in_torchrun(message: str) -> None:
     sys.exit(1)
 
 
-def watch(memory: list[int]) -> None:
+def watch(memory: list[int], arrived: socket.socket) -> None:
     """Keep in `memory` the most resident memory seen, in bytes; end this process with its DVC.
 
     Without that, a stage would continue after its `dvc repro` was killed, next to the next one.
+    Python's handlers do not run while C code does, which may wait for ever: GRACE seconds after a
+    signal has `arrived`, the process ends for good.
     """
-    process, dvc = psutil.Process(), None
-    if "DVC_STAGE" in os.environ:
-        # DVC names the stage to all that it starts (a shell, torchrun), and is above them.
-        with suppress(psutil.Error, StopIteration):
-            dvc = next(above for above in process.parents() if "DVC_STAGE" not in above.environ())
+    process, dvc = psutil.Process(), find_dvc()
     while dvc is None or _runs(dvc):
         memory[0] = max(memory[0], process.memory_info().rss)
+        with suppress(BlockingIOError):
+            if arrived.recv(1):
+                break
         time.sleep(INTERVAL)
-    os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+def find_dvc() -> psutil.Process | None:
+    """The DVC that runs this stage; None without one. Ends this process if it is gone already."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    # DVC names the stage to all that it starts (a shell, torchrun), and is above them.
+    for above in psutil.Process().parents():
+        with suppress(psutil.Error):
+            if "DVC_STAGE" not in above.environ():
+                # DVC is a Python program. Anything else has adopted this process from a dead DVC.
+                words = " ".join([above.name(), *above.cmdline()]).lower()
+                if "python" in words or "dvc" in words:
+                    return above
+                break
+    os._exit(1)
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -96,17 +125,30 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def refuse_lost_experiment() -> None:
-    """Raise InputError in an experiment in a temporary copy of a shallow clone.
+def check_surroundings() -> None:
+    """Raise InputError where names of files would be misread, or DVC would lose the experiment."""
+    if sys.getfilesystemencoding() != "utf-8":
+        raise InputError(
+            f"the encoding of file names is {sys.getfilesystemencoding()}, so names of classes "
+            "would be misread: set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+        )
+    if project_root() != Path.cwd():
+        refuse_lost_experiment()
 
-    DVC would lose it at its end: it cannot fetch commits from a shallow clone.
+
+def refuse_lost_experiment() -> None:
+    """Raise InputError where DVC fails with an experiment in a temporary copy of the project.
+
+    It cannot fetch commits from a shallow clone, nor handle some paths (seen with DVC 3.67).
     """
     root = project_root()
-    shallow = any((folder / ".git/shallow").exists() for folder in (root, *root.parents))
-    if root != Path.cwd() and shallow:
+    problem = "DVC loses experiments with --temp or --queue"
+    if any((folder / ".git/shallow").exists() for folder in (root, *root.parents)):
+        raise InputError(f"{root}: is a shallow clone, in which {problem}: git fetch --unshallow")
+    if "%" in str(root) or not str(root).isascii():
         raise InputError(
-            f"{root}: is a shallow clone, in which DVC loses experiments with --temp or "
-            "--queue; run git fetch --unshallow there, or dvc exp run without them"
+            f"{root}: has % or letters other than English ones in its path, with which {problem}: "
+            "move the project, or run dvc repro or dvc exp run without them"
         )
 
 

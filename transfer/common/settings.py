@@ -17,6 +17,7 @@ MODES = ("frozen", "finetuned")
 Epochs = Annotated[int, Field(ge=1, le=1000)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
 ClassName = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 
 
@@ -27,7 +28,7 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    source: Annotated[str, Field(min_length=1)]
+    source: Text
     classes: list[ClassName] | None
     test_share: Share
 
@@ -39,8 +40,8 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    name: str
-    weights: str | None
+    name: Text
+    weights: Text | None
     blocks: Annotated[int, Field(ge=1)] | None
     head: Literal["conv", "linear"]
     head_width: Annotated[int, Field(ge=1, le=4096)]
@@ -81,7 +82,7 @@ class FinetunedSettings(Section):
 
 
 class TrainSettings(Section):
-    launcher: Annotated[str, Field(min_length=1)]
+    launcher: Text
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     bf16: bool
     threads: Annotated[int, Field(ge=1, le=256)]

@@ -9,7 +9,7 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 from transfer.common.dataset import Split
 from transfer.common.errors import InputError
 from transfer.common.files import replacing
-from transfer.fetch import assets_dir, fetch
+from transfer.fetch import assets_dir, fetch, missing_asset
 
 
 def read_cifar10(listing: Path) -> tuple[dict[str, Split], list[str]]:
@@ -30,7 +30,9 @@ def read_cifar10(listing: Path) -> tuple[dict[str, Split], list[str]]:
         download(folder)
     for name, digest in md5.items():
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: is missing")
+            raise missing_asset(
+                folder / name, f"CIFAR-10's python version, {CIFAR10.url}, unpacked"
+            )
         if not check_integrity(folder / name, digest):
             raise InputError(f"{folder / name}: is damaged or altered: its MD5 is not {digest}")
     try:

@@ -1,7 +1,6 @@
 """Your own images: a folder for each class, with or without folders for the splits."""
 
 import os
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -11,66 +10,88 @@ from tqdm import tqdm
 
 from transfer.common.dataset import Split, stratified
 from transfer.common.errors import InputError, printable
+from transfer.common.files import require_hashed
 from transfer.sources.images import read_image
 
-# Hidden files, and what systems and file managers leave behind, are not images.
+# The names of folders of splits, in any case. Of several for a test split the first is taken.
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev")
+# What systems and file managers leave behind. Hidden files do not count either.
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "lost+found"}
-SHOWN = 10  # files named in one message
+SHOWN = 10  # names in one message
 
 
 def read_folders(
     folder: Path, size: int, test_share: float, seed: int
 ) -> tuple[dict[str, Split], list[str]]:
-    """Read `folder`/train/CLASS/IMAGE and test/ (or val/), or CLASS/IMAGE without splits.
+    """Read `folder`/train/CLASS/IMAGE and test/ or a folder of another name in TRAIN and TEST, or
+    CLASS/IMAGE without splits.
 
     Where there is no test split, a stratified `test_share` of the images, drawn with `seed`,
     becomes it. All images become `size` pixels a side. Returns {"train": Split, "test": Split} and
     the class names in composed Unicode (NFC), sorted. Raises InputError, which names up to ten
     files that are damaged or not images, or says what the layout lacks.
     """
-    _check_layout(folder)
     skipped: list[str] = []
-    root = folder / "train" if (folder / "train").is_dir() else folder
-    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    found = {"train": find_images(root, skipped)}
-    if root != folder and test:
-        found["test"] = find_images(test, skipped)
-        names = {name: set(files) for name, files in found.items()}
-        if only := sorted(names["train"] ^ names["test"]):
-            raise InputError(
-                f"{folder}: train and {test.name} must hold the same classes; only one of them has "
-                f"{printable(', '.join(only))}"
-            )
+    found = {name: find_images(path, skipped) for name, path in find_splits(folder).items()}
+    paths = [path for files in found.values() for some in files.values() for path in some]
+    require_hashed(folder, paths)
     classes = sorted(found["train"])
+    if only := sorted(set(classes) ^ set(found.get("test", classes))):
+        raise InputError(
+            f"{folder}: the splits must hold the same classes; only one of them has "
+            f"{printable(', '.join(only))}"
+        )
     if len(classes) < 2:
-        raise InputError(f"{root}: must hold folders of two or more classes; found {classes}")
+        raise InputError(f"{folder}: must hold folders of two or more classes; found {classes}")
     if skipped:
         print(f"{folder}: skipped {len(skipped)} hidden or system files", flush=True)
     bad: list[str] = []
     splits = {name: _read_all(files, classes, size, bad) for name, files in found.items()}
     if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise InputError("; ".join(bad[:SHOWN]) + more)
+        raise InputError(_some(bad, "; "))
     if "test" not in splits:
+        print(f"{folder}: has no test split; data.test_share = {test_share:g} becomes it")
         whole = splits["train"]
         rest, drawn = stratified(whole.labels, test_share, classes, seed, "data.test_share")
         splits = {"train": whole.take(rest), "test": whole.take(drawn.sort().values)}
     return splits, classes
 
 
-def _check_layout(folder: Path) -> None:
-    """Raise InputError, which names the layouts that can be read, unless `folder` holds folders."""
+def find_splits(folder: Path) -> dict[str, Path]:
+    """The folders of the splits "train" and, where there is one, "test"; without any, `folder`
+    itself as "train". What else lies next to them is named in a line, or refused.
+    """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
             problem = "is an archive; unpack it"
-    elif any(entry.is_dir() for entry in folder.iterdir()):
-        return
-    else:
-        problem = "holds no folders"
-    raise InputError(
+        raise _no_layout(folder, problem)
+    entries = [e for e in sorted(folder.iterdir()) if e.is_dir() and not _is_system_file(e.name)]
+    names = {entry.name.lower(): entry for entry in entries}
+    splits: dict[str, list[str]] = {
+        "train": [name for name in TRAIN if name in names],
+        "test": [name for name in TEST if name in names],
+    }
+    if not entries:
+        raise _no_layout(folder, "holds no folders")
+    if not any(splits.values()):
+        return {"train": folder}
+    taken = {split: names[found[0]] for split, found in splits.items() if found}
+    others = [entry.name for entry in entries if entry not in taken.values()]
+    if "train" not in taken or len(splits["train"]) > 1 or ("test" not in taken and others):
+        raise _no_layout(folder, f"holds {_some([entry.name for entry in entries])}")
+    if others:
+        print(f"{folder}: ignored, next to the splits: {_some(others)}", flush=True)
+    if "test" in taken:
+        print(f"{folder}: {taken['test'].name} is the test split", flush=True)
+    return taken
+
+
+def _no_layout(folder: Path, problem: str) -> InputError:
+    return InputError(
         f"data.source = {folder}: {problem}; take cifar10.md5, a folder CLASS/IMAGE, or a folder "
-        "train/CLASS/IMAGE and test/CLASS/IMAGE"
+        f"train/CLASS/IMAGE and test/CLASS/IMAGE ({', '.join(TRAIN + TEST)})"
     )
 
 
@@ -92,17 +113,19 @@ def find_images(root: Path, skipped: list[str]) -> dict[str, list[Path]]:
                 problem = "has the name of another class" if name in found else "cannot be a class"
                 raise InputError(f"{printable(entry)}: {problem}; rename the folder")
             found[name] = []
-            for folder, folders, files in os.walk(entry, followlinks=True):
+            for folder, folders, files in os.walk(entry):
                 kept = [inner for inner in sorted(folders) if not _is_system_file(inner)]
                 skipped += [os.path.join(folder, i) for i in folders if i not in kept]
                 folders[:] = kept
-                for file in sorted(files):
-                    path = Path(folder, file)
-                    skipped.append(str(path)) if _is_system_file(file) else found[name].append(path)
+                # A link to a folder is kept like a file: it is not followed, and refused later.
+                links = [inner for inner in kept if Path(folder, inner).is_symlink()]
+                for path in (Path(folder, inner) for inner in links + sorted(files)):
+                    if _is_system_file(path.name):
+                        skipped.append(str(path))
+                    else:
+                        found[name].append(path)
     if loose:
-        more = f" and {len(loose) - SHOWN} more" if len(loose) > SHOWN else ""
-        names = printable(", ".join(loose[:SHOWN]))
-        print(f"{root}: ignored, in no class's folder: {names}{more}", file=sys.stderr, flush=True)
+        print(f"{root}: ignored, in no class's folder: {_some(loose)}", flush=True)
     if empty := [name for name, files in found.items() if not files]:
         raise InputError(f"{root}: there is no image of {', '.join(empty)}; add some or remove it")
     return found
@@ -110,6 +133,11 @@ def find_images(root: Path, skipped: list[str]) -> dict[str, list[Path]]:
 
 def _is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
+def _some(names: list[str], separator: str = ", ") -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return printable(separator.join(names[:SHOWN])) + more
 
 
 def _read_all(files: dict[str, list[Path]], classes: list[str], size: int, bad: list[str]) -> Split:

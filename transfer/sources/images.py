@@ -27,6 +27,8 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     Broken metadata do not matter. Raises InputError, which names the file, when it cannot be
     opened, is damaged or too large, has one channel of more than 8 bits, or is not an image.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"{path}: is not a regular file")  # to open a pipe would wait for ever
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these, not scale them

@@ -37,7 +37,7 @@ class Mode(ABC):
         self.count = len(data.labels)
         self.batch_size = min(batch_size_per_process(params), self.count)
         self.steps = max(self.count // self.batch_size, params.train.shared.min_steps)
-        self.example = to_input(data.images[:1], params.model.image_size)
+        self.example = self.to_input(data.images[:1], params.model.image_size)
 
     @abstractmethod
     def learner(self, epoch: int) -> nn.Module:
@@ -61,7 +61,11 @@ class Mode(ABC):
     def augment(self, index: Tensor, generator: torch.Generator, image_size: int) -> Tensor:
         """The images at `index`, augmented at random, as the input of a network."""
         max_shift = self.params.train.shared.max_shift
-        return to_input(shift_and_flip(self.data.images, index, max_shift, generator), image_size)
+        images = shift_and_flip(self.data.images, index, max_shift, generator)
+        return self.to_input(images, image_size)
+
+    def to_input(self, images: Tensor, image_size: int) -> Tensor:
+        return to_input(images, image_size, self.network.mean, self.network.std)
 
 
 class Frozen(Mode):
