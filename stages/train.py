@@ -15,7 +15,7 @@ from transfer.common.paths import (
     PREPARED,
     curves_path,
     model_path,
-    temperature_path,
+    training_path,
 )
 from transfer.common.run import run_stage
 from transfer.common.settings import load_params
@@ -75,7 +75,8 @@ def main(mode: str) -> None:
     with learning_curves(mode) as log:
         train(learning, validation, log, unfinished)
     temperature = calibrate(network, validation, params.model.image_size)
-    write_json(temperature_path(mode), {"temperature": temperature})
+    counts = {"training_images": len(rest), "validation_images": len(held_out)}
+    write_json(training_path(mode), counts | {"temperature": temperature})
     save_weights(model_path(mode), network)
     unfinished.unlink(missing_ok=True)
 

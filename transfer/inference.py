@@ -52,16 +52,15 @@ def require_threads(threads: int) -> None:
     With fewer, as OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS or OMP_THREAD_LIMIT can have it, oneDNN waits
     for ever for a thread that never comes (seen with torch 2.15).
     """
-    loaded = {Path(file.path) for file in psutil.Process().memory_maps()}
-    for path in loaded:
+    for path in {Path(file.path) for file in psutil.Process().memory_maps()}:
         if path.name.startswith(("libgomp", "libiomp", "libomp")):
             openmp = ctypes.CDLL(str(path))
             openmp.omp_set_dynamic(0)
             openmp.omp_set_max_active_levels(max(1, openmp.omp_get_max_active_levels()))
-            if openmp.omp_get_thread_limit() < threads:
+            if (limit := openmp.omp_get_thread_limit()) < threads:
                 raise InputError(
-                    f"train.threads = {threads}: OpenMP gives at most "
-                    f"{openmp.omp_get_thread_limit()}; unset OMP_THREAD_LIMIT, or lower train.threads"
+                    f"train.threads = {threads}: OpenMP gives at most {limit}; unset "
+                    "OMP_THREAD_LIMIT, or lower train.threads"
                 )
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 
@@ -50,20 +50,25 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, f
 def compare(frozen_correct: np.ndarray, finetuned_correct: np.ndarray) -> dict[str, float]:
     """How much `finetuned` gains over `frozen` on the same images; both bool (N,).
 
-    The 95 % interval is Wald's for paired proportions; mcnemar_p is McNemar's exact test, two
-    sided (both in Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for
-    paired binomial proportions", 2014).
+    The 95 % interval is Bonett and Price's for paired proportions (adjusted Wald), which also holds
+    for few images; mcnemar_p is McNemar's mid-P test, two-sided. Fagerland, Lydersen and Laake,
+    "Recommended tests and confidence intervals for paired binomial proportions", 2014, recommend
+    both: Wald's own interval is too narrow for few images, the exact test too cautious.
     """
     n = len(frozen_correct)
     won = int((finetuned_correct & ~frozen_correct).sum())
     lost = int((frozen_correct & ~finetuned_correct).sum())
-    gain = (won - lost) / n
-    half = float(norm.ppf(0.975)) * math.sqrt(won + lost - (won - lost) ** 2 / n) / n
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = float(norm.ppf(0.975)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    p = 1.0
+    if different := won + lost:
+        exact, point = binomtest(won, different).pvalue, binom.pmf(won, different, 0.5)
+        p = float(exact - (point / 2 if won == lost else point))
     return {
-        "gain": gain,
-        "gain_ci_low": gain - half,
-        "gain_ci_high": gain + half,
-        "mcnemar_p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
+        "gain": (won - lost) / n,
+        "gain_ci_low": max(-1.0, up - down - half),
+        "gain_ci_high": min(1.0, up - down + half),
+        "mcnemar_p": p,
     }
 
 

@@ -25,9 +25,9 @@ def curves_path(mode: str) -> Path:
     return METRICS / "curves" / mode
 
 
-def temperature_path(mode: str) -> Path:
-    """The temperature that the logits of `mode` were divided by."""
-    return METRICS / "temperature" / f"{mode}.json"
+def training_path(mode: str) -> Path:
+    """What training in `mode` used and found: numbers of images, and the temperature."""
+    return METRICS / "training" / f"{mode}.json"
 
 
 def project_root() -> Path:
