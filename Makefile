@@ -29,35 +29,18 @@ plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
 blocks: setup  ## accuracy against the number of blocks kept, 5,000 training images; an hour; writes docs/blocks.*
-	dvc exp run --queue --name blocks -S 'model.blocks=range(1,14)' -S model.weights=IMAGENET1K_V1,null \
-		-S model.image_size=64 -S train.shared.images=5000 -S train.shared.validation_share=0.01 \
-		-S train.threads=1
-	dvc exp run --run-all --jobs 2
 	python -m tools.sweep blocks
 
 heads: setup  ## both heads, otherwise with the settings of params.yaml; writes docs/heads.csv
-	dvc exp run --queue --name heads -S model.head=conv,linear
-	dvc exp run --run-all
 	python -m tools.sweep heads
 
 images: setup  ## accuracy against the number of training images; 75 minutes; writes docs/images.*
-	dvc exp run --queue --name images -S train.shared.images=100,300,1000,3000 -S seed=0,1,2 \
-		-S model.weights=IMAGENET1K_V1,null
-	dvc exp run --queue --name images-many -S train.shared.images=10000,null \
-		-S model.weights=IMAGENET1K_V1,null
-	dvc exp run --run-all
 	python -m tools.sweep images
 
 recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe; 50 minutes; writes docs/recipes.*
-	dvc exp run --queue --name recipes -S train.finetuned.epochs=3,6,11
-	dvc exp run --queue --name recipes-long -S model.image_size=192 -S model.head_width=152 \
-		-S train.frozen.views=3 -S train.finetuned.epochs=15
-	dvc exp run --run-all
 	python -m tools.sweep recipes
 
 seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; writes docs/seeds.csv
-	dvc exp run --queue --name seeds -S seed=0,1,2
-	dvc exp run --run-all
 	python -m tools.sweep seeds
 
 verify: setup  ## run everything from scratch in a clone of the last commit and compare the results

@@ -2,15 +2,11 @@
 
 Measures side by side in one run, nothing else running meanwhile: the training images per second of
 the pipeline and of what people usually write (benchmarks/peers.py), with the same network, image
-size and batch size; the accuracy on the test set that each has reached after the same minutes; and
-the pipeline's fine-tuning step with and without data work, on other thread counts, with other CPU
-instructions, and against the fastest that these cores multiply. Prints tables and writes
-benchmarks/results.json and docs/minutes.png.
+size and batch size; and the accuracy on the test set that each has reached after the same minutes.
+Prints tables and writes benchmarks/results.json and docs/minutes.png.
 """
 
-import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,8 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from benchmarks.peers import BACKBONE, PEERS, new_network
@@ -32,21 +26,15 @@ from transfer.common.paths import COST, PREPARED
 from transfer.common.run import machine
 from transfer.common.settings import MODES, load_params, merge
 from transfer.inference import predict, set_up_torch
-from transfer.model import Network, measure_blocks
-from transfer.training.loop import train, train_one_epoch
+from transfer.model import Network
+from transfer.training.loop import train
 from transfer.training.modes import make_mode
-from transfer.training.optimizer import Updates
 
 RESULTS, FIGURE = Path("benchmarks/results.json"), Path("docs/minutes.png")
 REPEATS, SAMPLE = 3, 3200  # turns; images in each
 MINUTES = (2, 6)  # of fine-tuning
 CONTENDERS = ("#56B4E9", "#009E73", "#CC79A7", "#D55E00")  # colours, the pipeline's last
-WARM_UP, STEPS, ROUNDS = 3, 10, 3
-# So that CPUs with more than AVX2 compute as those without, by torch, oneDNN and MKL.
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
-VARIANTS: dict[str, tuple[int, dict[str, str]]] = {
-    "2 threads": (2, {}), "1 thread": (1, {}), "4 threads": (4, {}), "2 threads, AVX2": (2, AVX2),
-}  # fmt: skip
+WARM_UP = 3  # steps of a peer that are not timed
 
 
 def rate(contender: str, mode: str) -> dict[str, float]:
@@ -114,53 +102,11 @@ def amounts(rates: dict[str, float]) -> dict[str, list[int]]:
     return {name: [round(60 * m / each) for m in MINUTES] for name, each in seconds.items()}
 
 
-def step(threads: str) -> dict[str, float]:
-    """Fine-tuning steps, in turns on augmented images and on one batch kept in memory."""
-    params = load_params()
-    device = set_up_torch("cpu", int(threads))
-    network = new_network("finetuned")
-    data = load_split(PREPARED, "train", load_classes(PREPARED))
-    mode = make_mode("finetuned", network, data, params, device)
-    steps = 2 * STEPS * (ROUNDS + 1)
-    updates = Updates(network, mode.learning_rates, params.train.shared, steps)
-    batches = iter(mode.batches(params.train.finetuned.epochs - 1))  # at full size
-    kept = next(batches)
-    seconds: dict[str, list[float]] = {"augmented": [], "in memory": []}
-    for _ in range(ROUNDS + 1):
-        sources = (itertools.islice(batches, STEPS), itertools.repeat(kept, STEPS))
-        for name, source in zip(seconds, sources, strict=True):
-            start = time.perf_counter()
-            train_one_epoch(name, network, source, updates, params)
-            seconds[name].append(time.perf_counter() - start)
-    augmentation, memory = (values[1:] for values in seconds.values())  # the first round warms up
-    images = STEPS * params.train.shared.batch_size
-    forward = measure_blocks({"network": network}, params.model.image_size)["network"].macs or 0
-    return {
-        "images_per_s": images / median(augmentation),
-        "data_overhead": median(a / m - 1 for a, m in zip(augmentation, memory, strict=True)),
-        # Backward takes twice the multiply-accumulates of forward.
-        "gmacs_per_s": 3 * forward * images / median(memory) / 1e9,
-        "matrix_gmacs_per_s": matrix_product(),
-    }
-
-
-def matrix_product(size: int = 2048) -> float:
-    """Billions of multiply-accumulates per second of one large product of float32 matrices."""
-    a, b = torch.rand(2, size, size)
-    seconds = []
-    for _ in range(WARM_UP + ROUNDS):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
-    return size**3 / median(seconds[WARM_UP:]) / 1e9
-
-
-def measure(function: str, *arguments: object, **variables: str) -> dict[str, float]:
+def measure(function: str, *arguments: object) -> dict[str, float]:
     """What a function of this module returns, in a process of its own."""
-    print("measuring", function, *arguments, *variables, file=sys.stderr, flush=True)
+    print("measuring", function, *arguments, file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.bench", function, *map(str, arguments)]
-    environment = os.environ | variables
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -195,27 +141,15 @@ def main() -> None:
         for name, wanted in amounts(rates).items()
     }
 
-    # One step.
-    steps = [{k: measure("step", n, **pins) for k, (n, pins) in VARIANTS.items()} for _ in turns]
-    variants = {
-        name: {
-            "time_ratio": median(
-                turn["2 threads"]["images_per_s"] / turn[name]["images_per_s"] for turn in steps
-            )
-        }
-        | {key: median(turn[name][key] for turn in steps) for key in steps[0][name]}
-        for name in VARIANTS
-    }
-
-    results = {"training": training, "accuracy": accuracy, "steps": variants}
+    results = {"training": training, "accuracy": accuracy}
     write_json(RESULTS, {"machine": machine()} | results)
     figures.save(accuracy_by_minutes(accuracy), FIGURE)
-    print_tables(training, accuracy, variants)
+    print_tables(training, accuracy)
 
 
-def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> Figure:
+def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> figures.Figure:
     """The accuracy after so many minutes, a line for each contender; the pipeline's is thick."""
-    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+    figure, axes = figures.plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     for (name, points), colour in zip(reached.items(), CONTENDERS, strict=False):
         x, y = ([point[key] for point in points] for key in ("minutes", "accuracy"))
         width = 3 if name == "pipeline" else 1.5
@@ -231,7 +165,7 @@ def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> Figure:
     return figure
 
 
-def print_tables(training: dict, accuracy: dict, variants: dict) -> None:
+def print_tables(training: dict, accuracy: dict) -> None:
     print("\nTraining images per second (pipeline: times); same network, image size, batch size\n")
     rows = [
         (
@@ -250,15 +184,10 @@ def print_tables(training: dict, accuracy: dict, variants: dict) -> None:
         for name, points in accuracy.items()
     ]
     print(tabulate(rows, ("", *(f"about {minutes} minutes" for minutes in MINUTES))))
-    print("\nA step of fine-tuning: time, images per second, what data work adds, billions of")
-    print("multiply-accumulates per second, and those of a large product of matrices\n")
-    header = ("variant", "time", "images/s", "data work", "GMAC/s", "matrices")
-    formats = ("", ".2f", ".0f", "+.1%", ".0f", ".0f")
-    print(tabulate([(n, *v.values()) for n, v in variants.items()], header, floatfmt=formats))
 
 
 FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
-    function.__name__: function for function in (rate, reached, step)
+    function.__name__: function for function in (rate, reached)
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 from transfer import figures
 from transfer.common.dataset import load_classes, load_split
 from transfer.common.errors import InputError
-from transfer.common.files import read_csv
+from transfer.common.files import read_csv, replacing
 from transfer.common.paths import FIGURES, PREDICTIONS, PREPARED, curves_path
 from transfer.common.run import run_stage
 from transfer.common.settings import MODES, load_params
@@ -26,15 +26,25 @@ def main() -> None:
     for mode, counts in matrices.items():
         np.add.at(counts, (predictions["label"], predictions[mode]), 1)
 
+    names = np.array(classes, object)
     first = {name: values[:count] for name, values in predictions.items()}
+    best = {
+        mode: list(zip(names[first[mode]], first[f"{mode}_confidence"], strict=True))
+        for mode in MODES
+    }
+    batch = figures.image_grid(
+        test.images[:count].numpy(), list(names[first["label"]]), best, "The first test batch", True
+    )
     drawn = {
-        "first_batch": figures.first_batch(test.images[:count].numpy(), first, classes),
+        "first_batch": batch,
         "learning_curves": figures.learning_curves({mode: read_curves(mode) for mode in MODES}),
         "confusion": figures.confusion(matrices, classes),
         "per_class": figures.per_class(matrices, classes),
     }
-    for name, figure in drawn.items():
-        figures.save(figure, FIGURES / f"{name}.png")
+    with replacing(FIGURES) as folder:
+        folder.mkdir()
+        for name, figure in drawn.items():
+            figures.save(figure, folder / f"{name}.png")
 
 
 def number(text: str) -> float:

@@ -49,7 +49,7 @@ def main() -> None:
     names = [printable(path) for path in paths]
     rows = [
         (
-            figures.shortened(name, 40),
+            name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}",
             mode,
             *(f"{probability:6.1%} {label}" for label, probability in top[mode][i]),
         )
@@ -59,7 +59,7 @@ def main() -> None:
     header = ("image", "mode", *RANKS)[: len(rows[0])]
     print(tabulate(rows, header, "plain", disable_numparse=True, preserve_whitespace=True))
     best = {mode: [ranked[0] for ranked in top[mode]] for mode in MODES}
-    figures.save(figures.predictions(images, names, best), DRAWN)
+    figures.save(figures.image_grid(images, names, best, "Predictions of both models"), DRAWN)
     print(f"drawn in {DRAWN}")
 
 

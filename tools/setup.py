@@ -43,4 +43,7 @@ def main(without_torch: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("--without-torch" in sys.argv[1:])
+    try:
+        main("--without-torch" in sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: cannot be written: {error.strerror}")

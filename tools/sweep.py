@@ -1,11 +1,13 @@
-"""A table and a figure of experiments that differ in one setting, or in their minutes.
+"""Experiments that differ in one setting: run them, then make a table and a figure of them.
 
-`python -m tools.sweep NAME`, NAME one of SWEEPS, takes the experiments named NAME-... of the last
-commit that have run, prints the mean and the range of their accuracies, and writes docs/NAME.csv,
-a line for each experiment, and docs/NAME.png. `make` runs the experiments and this.
+`python -m tools.sweep NAME`, a name in tools/sweeps.yaml, queues and runs experiments named
+NAME-..., prints the mean and the range of their accuracies, and writes docs/NAME.csv, a line for
+each experiment, and docs/NAME.png. With --table it takes those that have run.
 """
 
+import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
@@ -13,91 +15,91 @@ from typing import Any
 
 import dvc.api
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+import yaml
+from dvc.utils.flatten import flatten
 from tabulate import tabulate
 
 from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
-from transfer.common.paths import COST
+from transfer.common.paths import COST, training_path
+from transfer.common.run import refuse_lost_experiment
 from transfer.common.settings import MODES
 
 DOCS = Path("docs")
 
-# The columns of the table besides the seed, the first of which is the x axis, and how the figure,
-# if there is one, is drawn. "minutes" are those of the whole pipeline.
-SWEEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "seeds": (["seed"], {}),
-    "heads": (["model.head"], {}),
-    "images": (
-        ["train.shared.images"],
-        {
-            "title": "What transfer learning gives, and when",
-            "x_label": "training images, equally many of each class (logarithmic)",
-            "logarithmic": True,
-        },
-    ),
-    "blocks": (
-        ["model.blocks"],
-        {
-            "title": "Where to cut the pretrained network",
-            "x_label": "blocks of the feature extractor that are kept (dashed: the default)",
-            "marked": 5,
-        },
-    ),
-    "recipes": (
-        ["minutes", "model.image_size", "train.finetuned.epochs"],
-        {
-            "title": "What more time gives",
-            "x_label": "minutes of the whole pipeline on two CPU cores (logarithmic)",
-            "logarithmic": True,
-            "decimals": 1,
-        },
-    ),
-}
+
+SWEEPS = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
 # The lines of a figure, in this order: name -> x -> the accuracies of the runs there.
 Lines = dict[str, dict[float, list[float]]]
 STYLES = {mode: (figures.COLOURS[mode], figures.MARKERS[mode]) for mode in MODES}
 STYLES["from scratch"] = ("#009E73", "^")
 
 
-def value(settings: dict[str, Any], key: str) -> Any:
-    for name in key.split("."):
-        settings = settings[name]
-    return settings
+def run(name: str) -> None:
+    """Queue and run the experiments of the sweep `name`, in temporary copies of the last commit.
+
+    Raises InputError where they would be others than those: with other settings, or lost.
+    """
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]).returncode
+    if changed:
+        raise InputError(
+            "params.yaml: differs from the last commit, so all experiments would: commit it, or "
+            "run git restore params.yaml"
+        )
+    refuse_lost_experiment()
+    sweep = SWEEPS[name]
+    experiment = [sys.executable, "-m", "dvc", "exp", "run"]
+    for number, grid in enumerate(sweep["grids"]):
+        settings = [word for setting in grid for word in ("--set-param", setting)]
+        queue = ["--queue", "--name", f"{name}-{number}", *settings]
+        subprocess.run([*experiment, *queue], check=True)
+    subprocess.run([*experiment, "--run-all", "--jobs", str(sweep.get("jobs", 1))], check=True)
 
 
-def training_images(settings: dict[str, Any]) -> int:
-    """What train.shared.images: null stands for: CIFAR-10's 50,000 without validation images."""
-    return 50_000 - round(50_000 * settings["train"]["shared"]["validation_share"])
+def read_json(path: Path, rev: str) -> dict[str, Any]:
+    return json.loads(dvc.api.read(path.as_posix(), rev=rev, encoding="utf-8"))
 
 
-def minutes(rev: str) -> float:
-    """How long the stages took whose results are in the commit `rev`, whenever they ran."""
-    costs = json.loads(dvc.api.read(COST.as_posix(), rev=rev, encoding="utf-8"))
-    return round(sum(cost.get("seconds", 0) for cost in costs.values()) / 60, 1)
+def experiments(name: str) -> list[dict[str, Any]]:
+    """A row for each experiment that has run: the sweep's columns, seed, weights, results.
 
-
-def experiments(name: str, keys: list[str]) -> list[dict[str, Any]]:
-    """A row for each experiment that has run: settings (`keys`), seed, weights, results."""
+    Says which have not. Raises InputError if one differs from the commit in a setting that the
+    sweep does not change.
+    """
+    columns = SWEEPS[name]["columns"]
+    changed = {setting.partition("=")[0] for grid in SWEEPS[name]["grids"] for setting in grid}
+    committed = flatten(dvc.api.params_show(rev="HEAD"))
     rows = []
     for found in dvc.api.exp_show():
-        named = (found["Experiment"] or "").startswith(f"{name}-")
-        # Until it has ended, an experiment is shown with the results of the last commit.
-        if not named or found["State"] not in (None, "Success") or found.get("gain") is None:
+        experiment, rev, state = (found[key] or "" for key in ("Experiment", "rev", "State"))
+        if not experiment.startswith(f"{name}-"):
             continue
-        settings = dvc.api.params_show(rev=found["rev"])
-        shared = settings["train"]["shared"]
-        shared["images"] = shared["images"] or training_images(settings)
-        settings["minutes"] = minutes(found["rev"])
-        metrics = dvc.api.metrics_show(rev=found["rev"])
-        row = {key: value(settings, key) for key in dict.fromkeys((*keys, "seed"))}
-        row["model.weights"] = settings["model"]["weights"] or "random"
+        # Until it has ended, an experiment is shown with the results of the last commit.
+        if state not in ("", "Success") or found.get("gain") is None:
+            print(f"not in the table: {experiment}, {state or 'without results'}", file=sys.stderr)
+            continue
+        settings = flatten(dvc.api.params_show(rev=rev))
+        for key in committed.keys() - changed:
+            if settings.get(key) != committed[key]:
+                raise InputError(
+                    f"{experiment}: has {key} = {settings.get(key)}, the last commit has "
+                    f"{committed[key]}, and this sweep does not change it: dvc exp remove "
+                    f"{experiment}"
+                )
+        # What null stands for, which is all images.
+        settings["train.shared.images"] = read_json(training_path(MODES[0]), rev)["training_images"]
+        seconds = sum(cost.get("seconds", 0) for cost in read_json(COST, rev).values())
+        settings["minutes"] = round(seconds / 60, 1)
+        if settings[columns[0]] is None:
+            raise InputError(f"{experiment}: {columns[0]} = null has no place in a table; give it")
+        row = {key: settings[key] for key in dict.fromkeys((*columns, "seed"))}
+        row["model.weights"] = settings["model.weights"] or "random"
+        metrics = dvc.api.metrics_show(rev=rev)
         rows.append(row | {f"{mode}.accuracy": metrics[f"{mode}.accuracy"] for mode in MODES})
     if not rows:
-        raise InputError(f"there is no experiment {name}-1 with results; see the Makefile")
-    return sorted(rows, key=lambda row: (row["model.weights"], row[keys[0]], row["seed"]))
+        raise InputError(f"there is no experiment {name}-... with results")
+    return sorted(rows, key=lambda row: (row["model.weights"], row[columns[0]], row["seed"]))
 
 
 def by_line(rows: list[dict[str, Any]], setting: str) -> Lines:
@@ -121,12 +123,12 @@ def draw(
     logarithmic: bool = False,
     marked: float | None = None,
     decimals: int = 0,
-) -> Figure:
+) -> figures.Figure:
     """Mean accuracies, and the range of the runs where there are several, against a setting.
 
     A dashed line marks the value `marked`; numbers, in %, have `decimals`.
     """
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    figure, axes = figures.plt.subplots(figsize=(8.5, 5), layout="constrained")
     means = {
         name: {x: np.mean(runs) for x, runs in points.items()} for name, points in lines.items()
     }
@@ -160,24 +162,31 @@ def draw(
     return figure
 
 
-def main(name: str = "") -> None:
-    if name not in SWEEPS:
-        raise InputError(f"no sweep is named {name!r}; give one of {', '.join(SWEEPS)}")
-    keys, drawn = SWEEPS[name]
-    rows = experiments(name, keys)
-    lines = by_line(rows, keys[0])
-    if drawn:
-        figures.save(draw(lines, **drawn), DOCS / f"{name}.png")
-    write_csv(DOCS / f"{name}.csv", rows)
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.sweep", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("name", choices=SWEEPS, help="which settings differ")
+    parser.add_argument("--table", action="store_true", help="of experiments that have run")
+    options = parser.parse_args()
+    if not options.table:
+        run(options.name)
+
+    x = SWEEPS[options.name]["columns"][0]
+    rows = experiments(options.name)
+    lines = by_line(rows, x)
+    if drawn := SWEEPS[options.name].get("figure"):
+        figures.save(draw(lines, **drawn), DOCS / f"{options.name}.png")
+    write_csv(DOCS / f"{options.name}.csv", rows)
     table = [
         (line, x, len(values), mean(values), min(values), max(values))
         for line, points in lines.items()
         for x, values in points.items()
     ]
-    header = ("", keys[0], "runs", "mean", "lowest", "highest")
+    header = ("", x, "runs", "mean", "lowest", "highest")
     formats = ("", "g", "", ".2%", ".2%", ".2%")
     print(tabulate(table, header, intfmt=",", floatfmt=formats))
 
 
 if __name__ == "__main__":
-    exit_cleanly(lambda: main(*sys.argv[1:]))
+    exit_cleanly(main)

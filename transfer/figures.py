@@ -3,19 +3,21 @@
 Whatever a user names (classes, files) is drawn as plain text, and the size of a figure is bounded.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager, ticker
 
 from transfer.common.files import replacing
 
-matplotlib.use("Agg")
+# A notebook sets MPLBACKEND for all that it starts; matplotlib fails where it cannot import that.
+os.environ["MPLBACKEND"] = "Agg"
+from matplotlib import font_manager, ticker
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
@@ -28,6 +30,7 @@ FALL_BACK = (
     "Noto Sans CJK JP", "Noto Sans", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic",
     "Hiragino Sans GB", "Arial Unicode MS", "Segoe UI Emoji", "Unifont",
 )  # fmt: skip
+RENDERER = RendererAgg(1, 1, 72)  # measures texts, in points
 PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%")
 
 installed = font_manager.get_font_names()
@@ -63,57 +66,60 @@ def save(figure: Figure, path: Path) -> None:
         print(f"{path}: shows boxes for characters that no font has: {missing[0]}", flush=True)
 
 
-def shortened(text: str, length: int) -> str:
-    """`text`, its middle left out where it is longer than `length`."""
-    half = length // 2
-    return text if len(text) <= length else f"{text[:half]}…{text[half + 1 - length :]}"
+def fitting(text: str, inches: float, size: float, weight: str = "normal") -> str:
+    """`text`, its middle left out where it is wider than `inches` in this font."""
+    font = font_manager.FontProperties(size=size, weight=weight)
+    shown, length = text, len(text)
+    while RENDERER.get_text_width_height_descent(shown, font, False)[0] > 72 * inches and length:
+        length -= 1
+        shown = f"{text[: length // 2]}…{text[len(text) - (length - length // 2) :]}"
+    return shown
 
 
-Line = tuple[str, str, str]  # of a caption: its text, colour and weight
+def image_grid(
+    images: np.ndarray,
+    names: Sequence[str],
+    best: dict[str, list[tuple[str, float]]],
+    title: str,
+    names_are_true: bool = False,
+) -> Figure:
+    """Images, uint8 (N, H, W, 3), eight in a row, each over its name and each mode's prediction.
 
-
-def image_grid(images: np.ndarray, captions: list[list[Line]], title: str, note: str) -> Figure:
-    """Images, uint8 (N, H, W, 3), eight in a row, each over the lines of its caption."""
+    `best[mode]` holds for each image its most probable class and the probability. Where the names
+    are the true classes, a correct prediction has a tick and is green; a wrong one has a cross, is
+    red and bold.
+    """
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     width, height = max(5.2, 1.72 * columns), 2.28 * rows + 0.8  # in inches, as all lengths here
     figure = plt.figure(figsize=(width, height), layout="none")
-    for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
+    for i, image in enumerate(images):
         left = (1.72 * (i % columns) + 0.1) / width
         bottom = 1 - (0.7 + 2.28 * (i // columns) + 1.5) / height
         axes = figure.add_axes((left, bottom, 1.5 / width, 1.5 / height))
         axes.imshow(image, interpolation="bicubic")
         axes.set_axis_off()
-        for number, (text, colour, weight) in enumerate(lines):
+        lines = [(fitting(names[i], 1.6, 10.5, "bold"), "black", "bold", 10.5)]
+        for mode, colour in COLOURS.items():
+            label, probability = best[mode][i]
+            mark, weight = "", "normal"
+            if names_are_true and label == names[i]:
+                mark, colour = "✓ ", CORRECT
+            elif names_are_true:
+                mark, colour, weight = "✗ ", WRONG, "bold"
+            text = f"{mark}{fitting(label, 1.02, 9.5, weight)} {probability:.0%}"
+            lines.append((text, colour, weight, 9.5))
+        for number, (text, colour, weight, size) in enumerate(lines):
             axes.text(
-                0, -0.06 - 0.13 * number, text, color=colour, weight=weight,
-                size=9.5 if number else 10.5, transform=axes.transAxes, va="top",
+                0, -0.06 - 0.13 * number, text, color=colour, weight=weight, size=size,
+                transform=axes.transAxes, va="top",
             )  # fmt: skip
+    first, second = COLOURS
+    what = "The true class" if names_are_true else "The file"
+    note = f"{what}, then prediction and confidence of {first}, then of {second}."
     figure.text(0.1 / width, 1 - 0.18 / height, title, weight="bold", size=15, va="top")
     figure.text(0.1 / width, 1 - 0.45 / height, note, size=10.5, va="top")
     return figure
-
-
-def first_batch(images: np.ndarray, predictions: dict[str, list], classes: list[str]) -> Figure:
-    """Images, uint8 (N, H, W, 3), each over its true class and each mode's prediction.
-
-    `predictions` holds N class numbers as "label", and for each mode as MODE, and N confidences
-    as MODE_confidence. A correct prediction has a tick and is green; a wrong one has a cross, is
-    red and bold.
-    """
-    captions = []
-    for i in range(len(images)):
-        row = {name: values[i] for name, values in predictions.items()}
-        lines: list[Line] = [(shortened(classes[row["label"]], 18), "black", "bold")]
-        for mode in COLOURS:
-            text = f"{shortened(classes[row[mode]], 14)} {row[f'{mode}_confidence']:.0%}"
-            correct = row[mode] == row["label"]
-            style = ("✓", CORRECT, "normal") if correct else ("✗", WRONG, "bold")
-            lines.append((f"{style[0]} {text}", *style[1:]))
-        captions.append(lines)
-    first, second = COLOURS
-    note = f"Bold: the true class. Below it: prediction and confidence of {first}, then {second}."
-    return image_grid(images, captions, "The first test batch", note)
 
 
 def learning_curves(curves: dict[str, dict[str, list[float]]]) -> Figure:
@@ -151,7 +157,7 @@ def confusion(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     Of many classes, the hardest; a last column then counts the predictions of all others.
     """
     shown = hardest(matrices)
-    labels = [shortened(classes[i], 18) for i in shown]
+    labels = [fitting(classes[i], 1.6, 11) for i in shown]
     others = ["others"] if len(shown) < len(classes) else []
     size = max(4.2, 0.42 * len(labels) + 1.6)
     figure, panels = plt.subplots(
@@ -165,7 +171,7 @@ def confusion(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
         axes.imshow(inside, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(inside):
             axes.text(
-                column, row, f"{value:.0f}" if value >= 0.5 else "·", ha="center", va="center",
+                column, row, str(int(value + 0.5) or "·"), ha="center", va="center",
                 size=9, color="white" if value > 55 else "black",
             )  # fmt: skip
         columns = labels + others
@@ -200,7 +206,7 @@ def per_class(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
             f"{100 * (after - before):+.1f}", (max(before, after), position), (9, 0),
             textcoords="offset points", va="center", size=10,
         )  # fmt: skip
-    axes.set_yticks(y, [shortened(classes[i], 24) for i in shown[order]])
+    axes.set_yticks(y, [fitting(classes[i], 2.2, 11) for i in shown[order]])
     axes.xaxis.set_major_formatter(PERCENT)
     axes.margins(x=0.1)
     axes.grid(axis="x", alpha=0.25)
@@ -208,25 +214,6 @@ def per_class(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     axes.set_title(f"Accuracy per class{which}; gain of fine-tuning in points")
     axes.legend(loc="lower right")
     return figure
-
-
-def predictions(
-    images: np.ndarray, names: Sequence[str], best: dict[str, list[tuple[str, float]]]
-) -> Figure:
-    """Images, uint8 (N, H, W, 3), each over its name and each mode's prediction.
-
-    `best[mode]` holds for each image its most probable class and the probability.
-    """
-    captions = []
-    for i, name in enumerate(names):
-        lines: list[Line] = [(shortened(name, 18), "black", "bold")]
-        for mode, colour in COLOURS.items():
-            label, probability = best[mode][i]
-            lines.append((f"{shortened(label, 14)} {probability:.0%}", colour, "normal"))
-        captions.append(lines)
-    first, second = COLOURS
-    note = f"Prediction and confidence of {first} (blue), then {second} (orange)."
-    return image_grid(images, captions, "Predictions of both models", note)
 
 
 def label_accuracy(axes: Axes, title: str, x_label: str) -> None:
