@@ -55,13 +55,13 @@ def main(mode: str) -> None:
     # Hold out validation images, and take as many others as asked for; the test split is not read.
     classes = load_classes(PREPARED)
     data = load_split(PREPARED, "train", classes)
-    rest, held_out = stratified(
+    rest, drawn = stratified(
         data.labels, params.train.shared.validation_share, classes, params.seed,
         "train.shared.validation_share",
     )  # fmt: skip
     if count := params.train.shared.images:
         rest = balanced(data.labels, rest, count, params.seed, "train.shared.images")
-    validation = data.take(held_out)
+    validation = data.take(drawn)
 
     torch.manual_seed(params.seed)
     network = build(params.model, len(classes))
@@ -75,7 +75,7 @@ def main(mode: str) -> None:
     with learning_curves(mode) as log:
         train(learning, validation, log, unfinished)
     temperature = calibrate(network, validation, params.model.image_size)
-    counts = {"training_images": len(rest), "validation_images": len(held_out)}
+    counts = {"training_images": len(rest), "validation_images": len(drawn)}
     write_json(training_path(mode), counts | {"temperature": temperature})
     save_weights(model_path(mode), network)
     unfinished.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ FALL_BACK = (
     "Noto Sans CJK JP", "Noto Sans", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic",
     "Hiragino Sans GB", "Arial Unicode MS", "Segoe UI Emoji", "Unifont",
 )  # fmt: skip
-RENDERER = RendererAgg(1, 1, 72)  # measures texts, in points
+RENDERER = RendererAgg(1, 1, 1000)  # measures texts, in thousandths of an inch
 PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%")
 
 installed = font_manager.get_font_names()
@@ -70,9 +70,10 @@ def fitting(text: str, inches: float, size: float, weight: str = "normal") -> st
     """`text`, its middle left out where it is wider than `inches` in this font."""
     font = font_manager.FontProperties(size=size, weight=weight)
     shown, length = text, len(text)
-    while RENDERER.get_text_width_height_descent(shown, font, False)[0] > 72 * inches and length:
-        length -= 1
-        shown = f"{text[: length // 2]}…{text[len(text) - (length - length // 2) :]}"
+    with warnings.catch_warnings(action="ignore"):  # `save` says what no font has
+        while RENDERER.get_text_width_height_descent(shown, font, False)[0] > 1000 * inches:
+            length -= 1
+            shown = f"{text[: length // 2]}…{text[len(text) - (length - length // 2) :]}"
     return shown
 
 
