@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ FEATURES_DIGEST = {
 # Where training scripts put a state dict into a larger checkpoint, and what wrappers (DataParallel,
 # Lightning modules, torch.compile) put before its keys.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model")
-PREFIXES = ("module.", "model.", "_orig_mod.")
+PREFIXES = re.compile(r"((module|model|_orig_mod)\.)*")
 
 
 def pretrained(name: str, weights: str) -> dict[str, Tensor]:
@@ -126,17 +127,15 @@ def _loaded(path: Path) -> Any:
 def _unwrapped(state: Any) -> tuple[Any, list[str]]:
     """`state` without the containers and prefixes around it, and what these were."""
     changes = []
-    while isinstance(state, dict) and (
-        inside := next((c for c in CONTAINERS if isinstance(state.get(c), dict)), None)
-    ):
-        state = state[inside]
-        changes.append(f"what is in {inside!r}")
-    while isinstance(state, dict) and all(isinstance(key, str) for key in state):
-        prefix = next((p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None)
-        if not prefix:
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        changes.append(f"without the prefix {prefix!r}")
+    for container in CONTAINERS:
+        if isinstance(state, dict) and isinstance(state.get(container), dict):
+            state = state[container]
+            changes.append(f"what is in {container!r}")
+    if isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
+        prefix = min((PREFIXES.match(key)[0] for key in state), key=len)  # type: ignore[index]
+        if prefix and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            changes.append(f"without the prefix {prefix!r}")
     return state, changes
 
 

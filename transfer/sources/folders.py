@@ -1,6 +1,5 @@
 """Your own images: a folder for each class, with or without folders for the splits."""
 
-import os
 import unicodedata
 from pathlib import Path
 
@@ -112,18 +111,12 @@ def find_images(root: Path, skipped: list[str]) -> dict[str, list[Path]]:
             if name in found or printable(name) != name:
                 problem = "has the name of another class" if name in found else "cannot be a class"
                 raise InputError(f"{printable(entry)}: {problem}; rename the folder")
+            # A link to a folder counts as a file: it is not followed, and refused later.
+            inside = (path for path in entry.rglob("*") if path.is_symlink() or not path.is_dir())
             found[name] = []
-            for folder, folders, files in os.walk(entry):
-                kept = [inner for inner in sorted(folders) if not _is_system_file(inner)]
-                skipped += [os.path.join(folder, i) for i in folders if i not in kept]
-                folders[:] = kept
-                # A link to a folder is kept like a file: it is not followed, and refused later.
-                links = [inner for inner in kept if Path(folder, inner).is_symlink()]
-                for path in (Path(folder, inner) for inner in links + sorted(files)):
-                    if _is_system_file(path.name):
-                        skipped.append(str(path))
-                    else:
-                        found[name].append(path)
+            for path in sorted(inside):
+                hidden = any(_is_system_file(part) for part in path.relative_to(entry).parts)
+                skipped.append(str(path)) if hidden else found[name].append(path)
     if loose:
         print(f"{root}: ignored, in no class's folder: {_some(loose)}", flush=True)
     if empty := [name for name, files in found.items() if not files]:

@@ -95,27 +95,19 @@ def train_one_epoch(
     seen = 0
     for x, labels in batches:
         rates.append(updates.learning_rates())
-        loss, hits = take_step(learner, x, labels, updates, params)
-        losses.append(loss)
-        total_loss += loss * len(labels)
-        correct += hits
+        with autocast(x.device, params.train.bf16):
+            logits = learner(x)
+            smoothing = params.train.shared.label_smoothing
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        learner.zero_grad()
+        loss.backward()
+        updates.step()
+        losses.append(loss.detach())
+        total_loss += losses[-1] * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
         seen += len(labels)
     check_losses(losses, rates, name)
     return {"train_loss": float(total_loss / seen), "train_accuracy": float(correct / seen)}
-
-
-def take_step(
-    learner: nn.Module, x: Tensor, labels: Tensor, updates: Updates, params: Params
-) -> tuple[Tensor, Tensor]:
-    """One update on a batch; its loss and number of correct predictions, on the device."""
-    with autocast(x.device, params.train.bf16):
-        logits = learner(x)
-        smoothing = params.train.shared.label_smoothing
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    learner.zero_grad()
-    loss.backward()
-    updates.step()
-    return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
 def validation_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

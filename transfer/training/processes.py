@@ -2,9 +2,6 @@
 
 import atexit
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -29,8 +26,7 @@ def join(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        with _default_signals():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         count, address, port = (
             os.environ[name] for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -40,19 +36,6 @@ def join(device: torch.device) -> None:
             f"{str(error).splitlines()[0]}"
         ) from None
     atexit.register(dist.destroy_process_group)
-
-
-@contextmanager
-def _default_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the process at once: torch waits where Python cannot react."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def rank() -> int:
