@@ -32,14 +32,16 @@ def calibrate(network: Network, validation: Split, image_size: int) -> float:
     """Fit the temperature on `validation`, and divide the last layer's weights and biases by it.
 
     The predictions stay the same, their confidence changes. Returns the temperature. Says so where
-    the bounds decide, as when all validation images are classified correctly.
+    the images do not determine it: a bound does, or all are classified correctly, so that the
+    cross-entropy always falls with the temperature.
     """
     logits = predict(network, validation.images, image_size)
     temperature = fit_temperature(logits, validation.labels)
-    if abs(np.log(temperature)) > max(LOG_BOUNDS) - 0.01:
+    all_correct = torch.equal(logits.argmax(1), validation.labels)
+    if all_correct or abs(np.log(temperature)) > max(LOG_BOUNDS) - 0.01:
         print(
-            f"the temperature, {temperature:.3g}, is at its bound: {len(logits)} validation images "
-            "do not say how confident the model should be",
+            f"temperature {temperature:.3g}: {len(logits)} validation images do not determine how "
+            "confident the model should be",
             flush=True,
         )
     for parameter in network.head[-1].parameters():
