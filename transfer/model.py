@@ -304,8 +304,8 @@ def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     optional = {key for key in wanted if key.endswith(".num_batches_tracked")}
     if missing := [key for key in wanted if key not in optional and key not in state]:
         raise InputError(
-            f"{origin}: has no {missing[0]}; save model.state_dict(), which has all parameters and "
-            "BatchNorm's statistics, of such a network"
+            f"{origin}: has no {missing[0]}: it must be the whole state dict of such a network, "
+            "with BatchNorm's statistics"
         )
     loaded = {key: state.get(key, tensor) for key, tensor in wanted.items()}
     for key, tensor in loaded.items():
