@@ -46,4 +46,4 @@ if __name__ == "__main__":
     try:
         main("--without-torch" in sys.argv[1:])
     except OSError as error:
-        sys.exit(f"error: {error.filename}: cannot be written: {error.strerror}")
+        sys.exit(f"error: {error.filename}: {error.strerror}")
