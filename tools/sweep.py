@@ -7,6 +7,7 @@ each experiment, and docs/NAME.png. With --table it takes those that have run.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,11 +51,16 @@ def run(name: str) -> None:
     refuse_lost_experiment()
     sweep = SWEEPS[name]
     experiment = [sys.executable, "-m", "dvc", "exp", "run"]
-    for number, grid in enumerate(sweep["grids"]):
-        settings = [word for setting in grid for word in ("--set-param", setting)]
-        queue = ["--queue", "--name", f"{name}-{number}", *settings]
-        subprocess.run([*experiment, *queue], check=True)
-    subprocess.run([*experiment, "--run-all", "--jobs", str(sweep.get("jobs", 1))], check=True)
+    commands = [
+        ["--queue", "--name", f"{name}-{number}", *(f"--set-param={setting}" for setting in grid)]
+        for number, grid in enumerate(sweep["grids"])
+    ]
+    for options in (*commands, ["--run-all", "--jobs", str(sweep.get("jobs", 1))]):
+        if subprocess.run([*experiment, *options]).returncode:
+            raise InputError(
+                f"dvc exp run {' '.join(options)} failed; its own message stands above. Earlier "
+                f"experiments named {name}-... must be removed with dvc exp remove, or take --table"
+            )
 
 
 def read_json(path: Path, rev: str) -> dict[str, Any]:
@@ -64,8 +70,8 @@ def read_json(path: Path, rev: str) -> dict[str, Any]:
 def experiments(name: str) -> list[dict[str, Any]]:
     """A row for each experiment that has run: the sweep's columns, seed, weights, results.
 
-    Says which have not. Raises InputError if one differs from the commit in a setting that the
-    sweep does not change.
+    Raises InputError if one of them has not ended well, or differs from the commit in a setting
+    that the sweep does not change.
     """
     columns = SWEEPS[name]["columns"]
     changed = {setting.partition("=")[0] for grid in SWEEPS[name]["grids"] for setting in grid}
@@ -73,12 +79,14 @@ def experiments(name: str) -> list[dict[str, Any]]:
     rows = []
     for found in dvc.api.exp_show():
         experiment, rev, state = (found[key] or "" for key in ("Experiment", "rev", "State"))
-        if not experiment.startswith(f"{name}-"):
+        if not re.fullmatch(rf"{name}-\d+(-\d+)?", experiment):
             continue
         # Until it has ended, an experiment is shown with the results of the last commit.
         if state not in ("", "Success") or found.get("gain") is None:
-            print(f"not in the table: {experiment}, {state or 'without results'}", file=sys.stderr)
-            continue
+            raise InputError(
+                f"{experiment}: {state or 'has no results'}, so the table would lack it: run it "
+                "again, or remove it (dvc queue remove --failed, dvc exp remove)"
+            )
         settings = flatten(dvc.api.params_show(rev=rev))
         for key in committed.keys() - changed:
             if settings.get(key) != committed[key]:

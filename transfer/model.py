@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
 import safetensors.torch
 import torch
@@ -35,9 +36,12 @@ def classifier(name: str) -> nn.Module:
 def normalisation(name: str, weights: str | None) -> Channels:
     """The mean and std of the channels that torchvision's `weights` for `name` were trained with.
 
-    ImageNet's for random weights and for a state dict of your own.
+    So are those of a file with the name of an official one. ImageNet's for random weights and for
+    other state dicts of your own.
     """
-    official = torchvision.models.get_model_weights(name).__members__
+    official = dict(torchvision.models.get_model_weights(name).__members__)
+    official |= {Path(urlparse(entry.url).path).name: entry for entry in official.values()}
+    weights = Path(weights or "").name
     if weights not in official:
         return IMAGENET
     if hasattr(classifier(name), "transform_input"):  # forward changes the normalisation to this
@@ -297,7 +301,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load `state`, in any precision, into `module`; keys that it lacks are what was cut off.
 
-    Old checkpoints have no num_batches_tracked, which is not used. Raises InputError, which starts
+    Old checkpoints lack num_batches_tracked; it is not used. Raises InputError, which starts
     with `origin`, when another key is missing or a tensor does not fit.
     """
     wanted = module.state_dict()
@@ -307,7 +311,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
             f"{origin}: has no {missing[0]}: it must be the whole state dict of such a network, "
             "with BatchNorm's statistics"
         )
-    loaded = {key: state.get(key, tensor) for key, tensor in wanted.items()}
+    loaded = {key: wanted[key] if key in optional else state[key] for key in wanted}
     for key, tensor in loaded.items():
         same_kind = tensor.is_floating_point() == wanted[key].is_floating_point()
         if tensor.shape != wanted[key].shape or not same_kind:

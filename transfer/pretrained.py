@@ -76,7 +76,7 @@ def _own(weights: str, official: str) -> Path:
             f"changes; move it there and take {(OWN / path.name).as_posix()}"
         )
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
+        problem = "is no regular file" if path.exists() else "does not exist"
         raise InputError(
             f"model.weights = {weights!r}: {problem}; take a file in {OWN}/ or one of {official}"
         )

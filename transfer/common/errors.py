@@ -4,6 +4,7 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 
@@ -35,6 +36,9 @@ def exit_cleanly(main: Callable[[], object], fail: Callable[[str], object] = fai
     SIGTERM and Ctrl-C unwind the stack, so temporary files are removed. The handler of Ctrl-C is
     set as well, because a shell starts background jobs with SIGINT ignored.
     """
+    for stream in (sys.stdout, sys.stderr):  # names that it cannot encode must not end a stage
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: fail("terminated"))
     try:

@@ -87,12 +87,12 @@ def require_hashed(folder: Path, files: Iterable[Path]) -> None:
     notice a change.
     """
     hashed = {
-        Path(parent, name)
+        os.path.normpath(Path(parent, name))
         for parent, _, names in DvcIgnoreFilter(localfs, os.getcwd()).walk(localfs, str(folder))
         for name in names
     }
     for path in files:
-        if path not in hashed:
+        if os.path.normpath(path) not in hashed:
             raise InputError(
                 f"{path}: DVC would not notice a change of it, as it is, or is in, a link to a "
                 "folder, or .dvcignore matches it; replace the link by a copy, or change .dvcignore"

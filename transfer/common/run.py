@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import sys
@@ -79,7 +80,10 @@ def fail_in_torchrun(message: str) -> None:
     if not path:
         sys.exit(line)
     report = {"message": line, "timestamp": int(time.time())}
-    Path(path).write_text(json.dumps(report), encoding="utf-8")
+    try:
+        Path(path).write_text(json.dumps(report), encoding="utf-8")
+    except OSError:
+        sys.exit(line)
     sys.exit(1)
 
 
@@ -104,18 +108,23 @@ def watch(memory: list[int], arrived: socket.socket) -> None:
 
 
 def find_dvc() -> psutil.Process | None:
-    """The DVC that runs this stage; None without one. Ends this process if it is gone already."""
+    """The DVC that runs this stage, by DVC's own list of locks; None without DVC or such a list.
+
+    Ends this process if that DVC is gone: then another process has adopted this one.
+    """
     if "DVC_STAGE" not in os.environ:
         return None
-    # DVC names the stage to all that it starts (a shell, torchrun), and is above them.
-    for above in psutil.Process().parents():
-        with suppress(psutil.Error):
-            if "DVC_STAGE" not in above.environ():
-                # DVC is a Python program. Anything else has adopted this process from a dead DVC.
-                words = " ".join([above.name(), *above.cmdline()]).lower()
-                if "python" in words or "dvc" in words:
-                    return above
-                break
+    for _ in range(20):  # DVC may be writing the list just now
+        try:
+            locks = Path(".dvc/tmp/rwlock").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        holders = {int(pid) for pid in re.findall(r'"pid": (\d+)', locks)}
+        for above in psutil.Process().parents():
+            if above.pid in holders:
+                return above
+        time.sleep(INTERVAL)
+    print("error: the DVC that started this stage is gone", file=sys.stderr, flush=True)
     os._exit(1)
 
 

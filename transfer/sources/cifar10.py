@@ -19,6 +19,8 @@ def read_cifar10(listing: Path) -> tuple[dict[str, Split], list[str]]:
     {"train": Split, "test": Split} and the class names. Raises InputError when a file is missing,
     is not what its MD5 says or cannot be had.
     """
+    if listing.exists() and not listing.is_file():
+        raise InputError(f"{listing}: is not a regular file")
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()
         md5 = {name: digest for digest, name in (line.split() for line in lines)}

@@ -43,6 +43,7 @@ def read_folders(
         )
     if len(classes) < 2:
         raise InputError(f"{folder}: must hold folders of two or more classes; found {classes}")
+    print(f"{folder}: {len(classes)} classes: {_some(classes)}", flush=True)
     if skipped:
         print(f"{folder}: skipped {len(skipped)} hidden or system files", flush=True)
     bad: list[str] = []
@@ -66,22 +67,20 @@ def find_splits(folder: Path) -> dict[str, Path]:
         if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
             problem = "is an archive; unpack it"
         raise _no_layout(folder, problem)
-    entries = [e for e in sorted(folder.iterdir()) if e.is_dir() and not _is_system_file(e.name)]
-    names = {entry.name.lower(): entry for entry in entries}
-    splits: dict[str, list[str]] = {
-        "train": [name for name in TRAIN if name in names],
-        "test": [name for name in TEST if name in names],
-    }
-    if not entries:
+    entries = [entry for entry in sorted(folder.iterdir()) if not _is_system_file(entry.name)]
+    folders = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
+    if not folders:
         raise _no_layout(folder, "holds no folders")
-    if not any(splits.values()):
+    train, test = ([name for name in names if name in folders] for names in (TRAIN, TEST))
+    if not train and not test:
         return {"train": folder}
-    taken = {split: names[found[0]] for split, found in splits.items() if found}
-    others = [entry.name for entry in entries if entry not in taken.values()]
-    if "train" not in taken or len(splits["train"]) > 1 or ("test" not in taken and others):
+    taken = {name: folders[found[0]] for name, found in (("train", train), ("test", test)) if found}
+    others = [entry for entry in entries if entry not in taken.values()]
+    no_test = "test" not in taken and any(e.is_dir() or e.stem.lower() in TEST for e in others)
+    if len(train) != 1 or no_test:
         raise _no_layout(folder, f"holds {_some([entry.name for entry in entries])}")
     if others:
-        print(f"{folder}: ignored, next to the splits: {_some(others)}", flush=True)
+        print(f"{folder}: ignored, next to the splits: {_some([e.name for e in others])}")
     if "test" in taken:
         print(f"{folder}: {taken['test'].name} is the test split", flush=True)
     return taken
@@ -90,7 +89,8 @@ def find_splits(folder: Path) -> dict[str, Path]:
 def _no_layout(folder: Path, problem: str) -> InputError:
     return InputError(
         f"data.source = {folder}: {problem}; take cifar10.md5, a folder CLASS/IMAGE, or a folder "
-        f"train/CLASS/IMAGE and test/CLASS/IMAGE ({', '.join(TRAIN + TEST)})"
+        f"train/CLASS/IMAGE and test/CLASS/IMAGE; {', '.join(TRAIN + TEST)} are names of splits, "
+        "not of classes"
     )
 
 
