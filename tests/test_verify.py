@@ -1,224 +1,130 @@
-import hashlib
+"""What verify calls identical, within tolerance or different, and what it cannot compare."""
+
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 
 import pytest
-from helpers import STAGES, commit
+from helpers import ROOT, STAGES, commit, dvc, python, start
 
-from tools import verify
-from tools.isolated import environment, git
+from tools import demo, verify
+from tools.isolated import git
+
+REFUSED = [  # a file that is removed, whether this is committed, what verify says
+    ("params.yaml", False, "uncommitted changes; commit or stash them first:  D params.yaml"),
+    (".git", False, "not a git repository"),
+    ("dvc.lock", True, "dvc.lock: cannot be read: FileNotFoundError"),
+    ("stripes/test", True, "dvc repro failed in the clone"),
+]
+ANOTHER_CPU = {"dvc.lock": (rb"(models/frozen\S+\s+hash: md5\s+md5: ).{4}", rb"\1ffff")}
+ALTERED = {
+    "figures/confusion.png": (rb"\Z", b"#"),
+    "metrics/evaluation.json": (b"(frozen.loss.: )", rb"\g<1>1"),
+    "transfer/figures.py": (rb"\Z", b"#\n"),
+}
+NAMED = ["figures different", "lock: figures", "lock: metrics/eval", "lock: transfer/figures.py"]
+RUNS = [  # where in its repository, what is changed in it, the status, what the report says
+    ("", {"params.yaml": (rb"\Z", b"# a comment\n")}, 0, [": identical", *STAGES]),
+    pytest.param("deep/project", ANOTHER_CPU, 0, ["NOTICE"], marks=pytest.mark.faults),
+    pytest.param("", ALTERED, 1, NAMED, marks=pytest.mark.faults),
+]
+HASH = '("path": "{}", "hash": "md5", "md5": ")'
+CHANGES = [  # of the committed results in all places or in one, the verdict, what is reported
+    (HASH.format("models/frozen.safetensors"), r"\1f", 0, "within tolerance", "NOTICE"),
+    (HASH.format("models/frozen.safetensors"), r"\1f", 1, "different", "evaluate.deps"),
+    (HASH.format("data/prepared"), r"\1f", 0, "different", "data/prepared"),
+    (HASH.format("models/backbone.safetensors"), r"\1f", 0, "different", "models/backbone"),
+    (HASH.format("transfer/common"), r"\1f", 0, "different", "render.deps"),
+    ("-m stages.render", "-m other", 1, "different", "render.cmd"),
+    ('"figures": ', '"seed": 1, "figures": ', 1, "different", "render.params.params.yaml.seed"),
+    ('accuracy": 0', 'accuracy": 1', 0, "different", "(?s)frozen.accuracy.*finetuned.accuracy"),
+    ('"gain": ', '"gain": 1', 1, "different", "gain"),
+    ('parameters": ', 'parameters": 1', 1, "different", "frozen.parameters"),
+    (r'"frozen.loss": \S+ ', "", 1, "different", "frozen.loss +missing"),
+    ('loss": ', 'loss": 1', 1, "identical", "frozen.loss"),
+    ('machine.cpu": "', 'machine.cpu": "slow ', 1, "identical", "slow "),
+]
 
 
-def start(project, *arguments) -> subprocess.Popen:
-    """Start `python -m tools.verify` in `project`, its temporary files in project/../scratch."""
-    scratch = project.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "tools.verify", *arguments],
-        cwd=project, env=environment() | {"TMPDIR": str(scratch)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """As in conftest.py, but with fewer images."""
+    folder = tmp_path_factory.mktemp("reproduced")
+    demo.make_project(folder, 80, 40)
+    dvc(folder, "repro")
+    commit(folder, "results")
+    return folder
 
 
-@pytest.fixture
-def run(project, monkeypatch, capfd):
-    """A function that verifies `project`: its exit status, standard output and standard error.
-
-    Nothing may be left behind.
-    """
-    scratch = project.parent / "scratch"
-    scratch.mkdir()
-    monkeypatch.chdir(project)
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["verify", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            verify.main()
-        assert list(scratch.iterdir()) == []
-        return int(ended.value.code), *capfd.readouterr()
-
-    return run
+@pytest.mark.parametrize(("path", "committed", "words"), REFUSED)
+def test_what_cannot_be_compared_is_refused(project, tmp_path, path, committed, words):
+    (shutil.rmtree if (project / path).is_dir() else os.unlink)(project / path)
+    if committed:
+        commit(project, "removed")
+    done = python(project, "-m", "tools.verify", TMPDIR=str(tmp_path))
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
 
 
-def edit(path, pattern: str, replacement: str, count: int = 0) -> None:
-    text, changes = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), count=count)
+@pytest.mark.parametrize(("place", "edits", "status", "words"), RUNS)
+def test_a_run_from_scratch(project, tmp_path, place, edits, status, words):
+    folder = tmp_path / "whole" / place
+    shutil.copytree(project, folder)
+    os.rename(folder / ".git", tmp_path / "whole/.git")
+    for path, (old, new) in edits.items():
+        (folder / path).write_bytes(re.sub(old, new, (folder / path).read_bytes()))
+    commit(folder, "changed")
+    (folder.parent / "elsewhere.txt").touch()  # in the repository, but not in the project
+    done = python(folder, "-m", "tools.verify", TMPDIR=str(tmp_path))
+    assert done.returncode == status, done.stderr
+    report = (folder / "verify.md").read_text(encoding="utf-8")
+    assert done.stdout.endswith(f"{report}\n")
+    assert [part for part in words if part not in " ".join(report.split())] == []
+    assert git(folder, "status", "--porcelain", ".") == ""
+    assert not list(tmp_path.glob("verify-*"))
+
+
+@pytest.mark.parametrize(("old", "new", "count", "verdict", "words"), CHANGES)
+def test_the_verdict_on_changed_results(old, new, count, verdict, words):
+    made = verify.results(ROOT)
+    changed, changes = re.subn(old, new, json.dumps(made), count=count)
     assert changes
-    path.write_text(text, encoding="utf-8")
+    found, report = verify.compare(json.loads(changed), made, [], 0.01)
+    assert found == verdict
+    assert re.search(words, report)
 
 
-def md5_in_lock(project, path: str) -> str:
-    return re.search(rf"path: {path}\n\s+hash: md5\n\s+md5: (\w+)", lock(project).read_text())[1]
+def test_an_accuracy_may_differ_by_the_tolerance_and_that_of_a_class_by_more():
+    assert verify.agree("frozen.accuracy", 0.80, 0.81, 0.01)
+    assert not verify.agree("frozen.accuracy", 0.80, 0.8101, 0.01)
+    assert verify.agree("recall.frozen.accuracy", 0.5, 0.9, 0.01)
 
 
-def lock(project):
-    return project / "dvc.lock"
+def test_costs_name_one_machine_for_all_stages_or_one_for_each():
+    cost = {"a": {"seconds": 1, "machine": {"cpu": "y"}}, "machine": {"cpu": "x"}}
+    assert verify.machines(verify.flat(cost)) == {"cpu": "x / y"}
 
 
-def test_the_same_results_again_are_certified_and_nothing_is_touched(run, project):
-    before = git(project, "status", "--porcelain", "--ignored")
-    cache = sorted((project / ".dvc/cache").rglob("*"))
-    code, out, _ = run()
-    assert code == 0, out
-    certificate = json.loads((project / "verify.json").read_text())
-    assert certificate["verdict"] == "identical"
-    assert {o["verdict"] for o in certificate["outputs"]} == {"identical"}
-    assert {o["stage"] for o in certificate["outputs"]} == set(STAGES)
-    assert all(m["old"] == m["new"] for m in certificate["metrics"].values())
-    assert certificate["verified_on"]["torch"]
-    assert (project / "verify.md").read_text() in out
-    for name in ("verify.json", "verify.md"):
-        (project / name).unlink()
-    assert git(project, "status", "--porcelain", "--ignored") == before
-    assert sorted((project / ".dvc/cache").rglob("*")) == cache
+def test_a_report_that_cannot_be_kept_is_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    verify.publish("the report", tmp_path / "file/verify.md")
+    out, errors = capsys.readouterr()
+    assert out == "the report\n"
+    assert re.fullmatch(r"error: .*verify\.md: cannot be written: .*\n", errors)
 
 
 @pytest.mark.faults
-def test_a_hash_that_differs_with_the_same_accuracy_is_a_notice(run, project):
-    old = md5_in_lock(project, "models/frozen.safetensors")
-    edit(lock(project), old, "f" * 32)
-    commit(project, "as if it came from another kind of CPU")
-    code, out, _ = run()
-    assert code == 0, out
-    assert "NOTICE" in out
-    outputs = json.loads((project / "verify.json").read_text())["outputs"]
-    verdicts = {o["output"]: o["verdict"] for o in outputs}
-    assert verdicts.pop("models/frozen.safetensors") == "within tolerance"
-    assert set(verdicts.values()) == {"identical"}
-
-
-@pytest.mark.faults
-def test_a_metric_typed_in_by_hand_is_caught_even_if_the_lock_is_made_to_fit(run, project):
-    path = project / "metrics/evaluation.json"
-    old = md5_in_lock(project, "metrics/evaluation.json")
-    edit(path, r'"finetuned.accuracy": [\d.]+', '"finetuned.accuracy": 0.99')
-    edit(lock(project), old, hashlib.md5(path.read_bytes()).hexdigest())
-    commit(project, "a better result")
-    code, out, _ = run("--stage", "evaluate")
-    assert code == 1
-    assert re.search(r"evaluate +\| metrics/evaluation.json +\| different", out)
-
-
-@pytest.mark.parametrize(
-    ("path", "pattern", "replacement", "words"),
-    [
-        ("metrics/evaluation.json", r'"gain": \S+', '"gain": 0.5,', "evaluation.json modified"),
-        ("figures/confusion.png", None, None, "figures modified"),
-        ("transfer/model/heads.py", "2 \\* width", "width * 2", "transfer/model modified"),
-        ("params.yaml", "batch_size: 32", "batch_size: 31", "params.yaml"),
-        ("dvc.yaml", "python -m stages.render", "python -m stages.render -", "changed command"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_the_lock_is_caught(run, project, path, pattern, replacement, words):
-    if pattern:
-        edit(project / path, pattern, replacement, count=1)
-    else:
-        (project / path).write_bytes((project / path).read_bytes() + b"\0")
-    commit(project, "changed, and not run again")
-    code, out, err = run("--stage", "download")
-    assert code == 1, err
-    assert words in out
-
-
-def test_a_lock_edited_by_hand_is_caught(run, project):
-    old = md5_in_lock(project, "models/frozen.safetensors")
-    edit(lock(project), old, "f" * 32, count=1)
-    commit(project, "edited in one place")
-    code, out, _ = run("--stage", "download")
-    assert code == 1
-    assert "two hashes" in out
-    edit(lock(project), md5_in_lock(project, "data/prepared"), "1" * 32 + ".dir")
-    commit(project, "edited in all places, but of a copied output")
-    code, out, _ = run("--stage", "download")
-    assert code == 1
-    assert re.search(r"download +\| data/prepared +\| different", out)
-
-
-def test_what_cannot_be_compared_is_said_and_nothing_stays(run, project, tmp_path):
-    (project / "note.txt").write_text("?")
-    for arguments, words in (
-        ([], "note.txt"),
-        (["--stage", "cook"], "--stage cook: dvc.lock has download"),
-    ):
-        code, _, err = run(*arguments)
-        assert (code, words in err) == (2, True), err
-        (project / "note.txt").unlink(missing_ok=True)
-    git(project, "rm", "-rq", "stripes")
-    commit(project, "no data")
-    code, _, err = run("--stage", "download")
-    assert code == 2
-    assert "data.source = stripes: does not exist" in err or "stripes" in err
-    assert "failed in the clone" in err
-    git(project, "rm", "-q", "dvc.lock")
-    commit(project, "no lock")
-    code, _, err = run()
-    assert code == 2
-    assert "dvc.lock: is not committed" in err
-    os.rename(project / ".git", tmp_path / "gone")
-    code, _, err = run()
-    assert code == 2
-    assert "not a git repository" in err
-
-
-def test_a_project_in_a_subfolder_and_with_other_line_ends_is_verified(
-    project, tmp_path, monkeypatch, capfd
-):
-    """... of a larger repository with changes elsewhere, by someone whose Git makes CRLF."""
-    whole = tmp_path / "larger"
-    shutil.copytree(project, whole / "deep/project", ignore=shutil.ignore_patterns(".git", "cache"))
-    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n")
-    git(whole, "init", "--quiet")
-    commit(whole, "all")
-    (whole / "elsewhere.txt").write_text("not committed")
-    monkeypatch.chdir(whole / "deep/project")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
-    monkeypatch.setattr(sys, "argv", ["verify", "--stage", "backbone"])
-    with pytest.raises(SystemExit) as ended:
-        verify.main()
-    assert not ended.value.code, capfd.readouterr()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_cleans_up(project, how):
-    scratch = project.parent / "scratch"
-    with start(project) as child:
-        while not list(scratch.glob("verify-*/clone/data")):
+@pytest.mark.parametrize(("to", "how"), [("kill", signal.SIGTERM), ("killpg", signal.SIGINT)])
+def test_an_interrupted_run_leaves_nothing(project, tmp_path, to, how):
+    options = {"variables": {"TMPDIR": str(tmp_path)}, "start_new_session": True}
+    with start(project, "-m", "tools.verify", **options) as child:
+        while not list(tmp_path.glob("verify-*/clone/data")):
             assert child.poll() is None
             time.sleep(0.05)
-        child.send_signal(how)
-        child.communicate(timeout=30)
-    assert child.returncode != 0
-    assert list(scratch.iterdir()) == []
-    assert not (project / "verify.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "good"),
-    [
-        ("frozen.accuracy", 0.8, 0.8, True),
-        ("frozen.accuracy", 0.8, 0.809, True),
-        ("frozen.accuracy", 0.8, 0.789, False),
-        ("gain", 0.05, 0.07, False),
-        ("frozen.loss", 1.0, 2.0, True),
-        ("frozen.trainable", 10, 11, False),
-        ("recall.frozen.accuracy", 0.5, 0.9, True),  # of classes with such names
-        ("recall.frozen.x.trainable", 1, 2, True),
-        ("recall.frozen.cat", 0.5, None, False),
-    ],
-)
-def test_accuracies_have_the_tolerance_and_counts_have_none(name, old, new, good):
-    values = {"old": old} | ({} if new is None else {"new": new})
-    assert verify.within({name: values}, 0.01) is good
-
-
-def test_a_class_with_the_marks_of_a_table_is_only_text():
-    row = verify.table(("metric",), [("recall.a|b <script>`x`",)])
-    assert r"a\|b &lt;script&gt;" in row
+        getattr(os, to)(child.pid, how)  # Ctrl-C in a terminal reaches the whole group
+        out, _ = child.communicate()  # whatever was started and still runs would hold `out` open
+    assert child.returncode == 2
+    assert not [*tmp_path.glob("verify-*"), *re.findall("stage 'train", out)]

@@ -1,17 +1,18 @@
 """Run the committed pipeline from scratch in a clone and compare with what was committed.
 
 Exit status: 0 when every output is the committed one, byte for byte, or when only results that
-rest on floating-point arithmetic differ and the accuracies stay within the tolerance; 1 when
+rest on floating-point arithmetic differ and the accuracies agree within the tolerance; 1 when
 something else differs; 2 when the comparison could not be made.
 """
 
 import argparse
-import html
 import json
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,200 +21,173 @@ import yaml
 from tabulate import tabulate
 
 from tools.isolated import environment, git
-from transfer.common.errors import InputError, exit_cleanly
-from transfer.common.files import write_json, write_text
-from transfer.common.run import COST, machine
+from transfer.common.errors import InputError, exit_cleanly, printable
+from transfer.common.files import write_text
+from transfer.common.paths import COST, EVALUATION, FIGURES, METRICS
 
-METRICS = "metrics/evaluation.json"
 # Their outputs are copied and cut, not computed, so they are the same on every machine.
 EXACT = ("download", "backbone")
-IDENTICAL, WITHIN, DIFFERENT = "identical", "within tolerance", "different"
-HEADLINE = {
-    IDENTICAL: "Every output that was made again is the committed one, byte for byte.",
-    WITHIN: (
-        "NOTICE: some bytes differ, as on another kind of CPU or with other package versions; "
-        "every accuracy is within the tolerance of the committed one."
-    ),
-    DIFFERENT: "The committed results are NOT what the committed code gives.",
+HEADLINES = {
+    "identical": "Every output is the committed one, byte for byte.",
+    "within tolerance": "NOTICE: some bytes differ, as on another kind of CPU; accuracies agree.",
+    "different": "The committed results are NOT what the committed code gives.",
 }
+IDENTICAL, WITHIN, DIFFERENT = HEADLINES
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; run dvc repro and commit its results") from None
-
-
-def read_lock(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / "dvc.lock"
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is no lock file of DVC: {error!r}") from None
-
-
-def clone_of(folder: Path, target: Path) -> Path:
-    """The project at `folder` in a clone at `target`, if all of it is committed.
+def verify(folder: Path, tolerance: float, scratch: Path) -> tuple[str, str]:
+    """Run again, in `scratch`, what is committed in `folder`: the verdict and a report.
 
     The project may be a subfolder of its repository.
     """
-    root = Path(git(folder, "rev-parse", "--show-toplevel").strip())
+    top, inside = git(folder, "rev-parse", "--show-toplevel", "--show-prefix").splitlines()
     if changes := git(folder, "status", "--porcelain", "--", "."):
         raise InputError(f"{folder}: uncommitted changes; commit or stash them first: {changes}")
-    if not git(folder, "ls-files", "dvc.lock"):
-        raise InputError(f"{folder / 'dvc.lock'}: is not committed; run dvc repro and commit it")
-    git(root, "clone", "--quiet", "--no-hardlinks", str(root), str(target))
-    return target / git(folder, "rev-parse", "--show-prefix").strip()
+    git(folder, "clone", "--quiet", "--no-hardlinks", top, str(scratch / "clone"))
+    project = scratch / "clone" / inside
+    committed = results(project)
+    altered = re.findall("modified: +(.+)", dvc(project, "status", stdout=subprocess.PIPE))
+    # Nothing that is committed may pass for a new result.
+    git(project, "rm", "-rq", "--ignore-unmatch", "dvc.lock", str(METRICS), str(FIGURES))
+    dvc(project, "repro", "--force", "--no-run-cache")
+    verdict, report = compare(committed, results(project), altered, tolerance)
+    commit = git(folder, "rev-parse", "--short", "HEAD").strip()
+    return verdict, f"# Verification of {commit}: {verdict}\n\n{report}"
 
 
-def dvc(project: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess:
+def dvc(project: Path, *arguments: str, stdout: int | None = None) -> str:
     """Run DVC in `project`, with no cache or settings but its own; it never outlives this call."""
     names = ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR")
     private = dict.fromkeys(names, str(project / ".dvc" / "tmp" / "private"))
-    with psutil.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
-        cwd=project, env=environment() | private, encoding="utf-8", **options,
+        cwd=project, env=environment() | private, stdout=stdout, encoding="utf-8",
     ) as child:  # fmt: skip
         try:
             output, _ = child.communicate()
         except BaseException:
-            family = [*child.children(recursive=True), child]
+            family = psutil.Process().children(recursive=True)
             for process in family:
-                process.kill()
-            psutil.wait_procs(family)
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, timeout=10)
             raise
-    return subprocess.CompletedProcess(arguments, child.returncode, output)
+    if child.returncode:
+        raise InputError(f"dvc {arguments[0]} failed in the clone; its own message stands above")
+    return output
 
 
-def contradictions(project: Path, lock: dict[str, dict[str, Any]]) -> list[str]:
-    """Where dvc.lock does not fit the committed files, or itself: no run is needed to see it."""
-    status = json.loads(dvc(project, "status", "--json", stdout=subprocess.PIPE).stdout or "{}")
-    found = [
-        f"{stage}: {what}: {path} {state}".rstrip()
-        for stage, entries in status.items()
-        for entry in entries
-        for what, paths in (entry if isinstance(entry, dict) else {entry: {"": ""}}).items()
-        for path, state in paths.items()
-        if state not in ("deleted", "not in cache")  # a clone has no cache
-    ]
-    made = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
-    return found + [
-        f"{stage}: dvc.lock gives {dep['path']} two hashes, as a result and as a dependency"
-        for stage, entry in lock.items()
-        for dep in entry.get("deps", [])
-        if made.get(dep["path"], dep["md5"]) != dep["md5"]
-    ]
+def results(project: Path) -> list[dict[str, Any]]:
+    """The stages in dvc.lock, the metrics and the costs of `project`; all but the stages `flat`."""
+    found = []
+    for name, parse in (("dvc.lock", yaml.safe_load), (EVALUATION, json.loads), (COST, json.loads)):
+        try:
+            found.append(dict(parse((project / name).read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            reason = f"{name}: cannot be read: {error!r}; run dvc repro and commit its results"
+            raise InputError(reason) from None
+    lock, metrics, cost = found
+    return [lock.get("stages", {}), flat(metrics), flat(cost)]
 
 
-def within(metrics: dict[str, dict[str, float]], tolerance: float) -> bool:
-    """Whether the accuracies, each an "old" and a "new" value, agree within `tolerance`.
-
-    Counts of parameters must be equal. Losses, calibration and single classes are only shown.
-    """
-    for name, values in metrics.items():
-        exact = name.endswith((".parameters", ".trainable"))
-        allowed = 0 if exact else tolerance
-        if not {"old", "new"} <= values.keys():
-            return False
-        compared = exact or name == "gain" or name.endswith(".accuracy")
-        is_class = name.startswith("recall.")
-        if compared and not is_class and abs(values["new"] - values["old"]) > allowed:
-            return False
-    return True
-
-
-def verify(folder: Path, stage: str | None, tolerance: float, scratch: Path) -> dict[str, Any]:
-    """Clone, run from scratch, compare; returns the certificate."""
-    project = clone_of(folder, scratch / "clone")
-    lock = read_lock(project)
-    if stage and stage not in lock:
-        raise InputError(f"--stage {stage}: dvc.lock has {', '.join(lock)}")
-    committed_on = read_json(project / COST).get("machine") or {}
-    (project / COST).unlink()  # so that it lists only what runs now
-    faults = contradictions(project, lock)
-
-    if dvc(project, "repro", "--force", "--no-run-cache", *([stage] if stage else [])).returncode:
-        raise InputError("the pipeline failed in the clone; its own message stands above")
-
-    new_lock, cost = read_lock(project), read_json(project / COST)
-    ran = [name for name in cost if name in new_lock]
-    metrics: dict[str, dict[str, float]] = {}
-    if "evaluate" in ran:
-        diff = dvc(project, "metrics", "diff", "--all", "--json", "HEAD", stdout=subprocess.PIPE)
-        metrics = json.loads(diff.stdout)[METRICS]
-    good = bool(metrics) and within(metrics, tolerance)
+def compare(old: list, new: list, altered: list[str], tolerance: float) -> tuple[str, str]:
+    """The verdict on two `results`, and a report; what is `altered` does not fit the old lock."""
+    (old_stages, old_metrics, old_cost), (stages, metrics, cost) = old, new
+    recipes = paired(recipe(old_stages), recipe(stages))
+    faults = sorted({*altered, *(name for name, before, after in recipes if before != after)})
+    changed = [row for row in paired(old_metrics, metrics) if row[1] != row[2]]
+    good = all(agree(*row, tolerance) for row in changed)
     outputs = []
-    for name in ran:
-        old = {out["path"]: out["md5"] for out in lock.get(name, {}).get("outs", [])}
-        excused = WITHIN if good and name not in EXACT else DIFFERENT
-        for out in new_lock[name]["outs"]:
-            verdict = IDENTICAL if old.get(out["path"]) == out["md5"] else excused
-            outputs.append({"stage": name, "output": out["path"], "verdict": verdict})
-    verdicts = {output["verdict"] for output in outputs} | ({DIFFERENT} if faults else set())
-    return {
-        "verdict": next(v for v in (DIFFERENT, WITHIN, IDENTICAL) if v in verdicts),
-        "commit": git(folder, "rev-parse", "HEAD").strip(),
-        "tolerance": tolerance,
-        "faults": faults,
-        "outputs": outputs,
-        "seconds": {name: cost[name]["seconds"] for name in ran},
-        "metrics": metrics,
-        "committed_on": committed_on,
-        "verified_on": machine(),
-    }
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of Markdown; names of the user's (classes) are not interpreted."""
-    escaped = [
-        [html.escape(str(cell), quote=False).replace("|", r"\|") for cell in r] for r in rows
-    ]
-    return tabulate(escaped, header, "github", disable_numparse=True) + "\n"
-
-
-def report(certificate: dict[str, Any]) -> str:
-    """The certificate as Markdown that also reads well in a terminal."""
-    c = certificate
-    seconds = c["seconds"]
-    outputs = [
-        (o["stage"], o["output"], o["verdict"], f"{seconds[o['stage']]:.1f}") for o in c["outputs"]
-    ]
-    metrics = [
-        (name, *(f"{values.get(key, float('nan')):.6g}" for key in ("old", "new", "diff")))
-        for name, values in c["metrics"].items()
-    ]
-    machines = [(key, c["committed_on"].get(key), value) for key, value in c["verified_on"].items()]
+    for name, stage in stages.items():
+        for out in stage.get("outs", []):
+            fits = out["path"] not in altered
+            same = fits and out in old_stages.get(name, {}).get("outs", [])
+            excused = fits and good and name not in EXACT
+            verdict = IDENTICAL if same else WITHIN if excused else DIFFERENT
+            outputs.append((name, out["path"], verdict, cost.get(f"{name}.seconds")))
+    verdicts = [DIFFERENT if faults or not good else IDENTICAL, *(row[2] for row in outputs)]
+    verdict = max(verdicts, key=list(HEADLINES).index)
+    ran_on = paired(machines(old_cost), machines(cost))
     parts = [
-        f"# Verification of {c['commit'][:10]}: {c['verdict']}\n",
-        "\n".join([HEADLINE[c["verdict"]], *(f"- {html.escape(fault)}" for fault in c["faults"])]),
-        "",
-        table(("stage", "output", "verdict", "seconds"), outputs),
-        table(("metric", "committed", "again", "difference"), metrics) if metrics else "",
-        table(("machine", "committed on", "verified on"), machines),
+        "\n".join([HEADLINES[verdict], *(f"- not as in dvc.lock: {name}" for name in faults)]),
+        tabulate(outputs, ("stage", "output", "verdict", "seconds")),
+        tabulate(changed, ("metric that differs", "committed", "again"), floatfmt=".9g"),
+        tabulate(ran_on, ("machine", "committed on", "verified on")),
     ]
-    return "\n".join(parts)
+    return verdict, "```text\n" + "\n\n".join(parts) + "\n```\n"
+
+
+def recipe(stages: dict[str, Any]) -> dict[str, Any]:
+    """`stages` of dvc.lock without the hashes of results, which may change from CPU to CPU.
+
+    Of a result there is only its path, wherever it has the hash that its own stage gave it.
+    """
+    text = json.dumps(stages)
+    for stage in stages.values():
+        for out in stage.get("outs", []):
+            text = text.replace(json.dumps(out), json.dumps(out["path"]))
+    return flat(json.loads(text))
+
+
+def paired(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Each name with its old and its new value, in the order of `new`."""
+    return [(name, old.get(name, "missing"), new.get(name, "missing")) for name in new | old]
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`tree` on one level: {"a": {"b": 1}} becomes {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def agree(name: str, old: Any, new: Any, tolerance: float) -> bool:
+    """Whether the metric `name` may change from `old` to `new`. Most are only shown."""
+    limits = {"accuracy": tolerance, "gain": tolerance, "parameters": 0, "trainable": 0}
+    kind = "recall" if name.startswith("recall.") else name.rpartition(".")[2]
+    if not (isinstance(old, int | float) and isinstance(new, int | float)):
+        return False
+    return kind not in limits or round(abs(new - old), 9) <= limits[kind]
+
+
+def machines(cost: dict[str, Any]) -> dict[str, str]:
+    """What the stages ran on; where that was several machines, one value after the other."""
+    found = defaultdict(set)
+    for name, value in cost.items():  # STAGE.machine.KEY; machine.KEY in an older file
+        _, separator, key = name.rpartition("machine.")
+        if separator:
+            found[key].add(str(value))
+    return {key: " / ".join(sorted(values)) for key, values in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.verify", description=str(__doc__).splitlines()[0]
     )
-    parser.add_argument("--stage", help="run only this stage and those that it needs")
     parser.add_argument("--tolerance", type=float, default=0.01, help="on accuracies, default 0.01")
-    options = parser.parse_args()
+    tolerance = parser.parse_args().tolerance
     with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as scratch:
-        try:
-            certificate = verify(Path.cwd(), options.stage, options.tolerance, Path(scratch))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-    text = report(certificate)
-    write_json(Path("verify.json"), certificate)
-    write_text(Path("verify.md"), text)
-    print(text)
-    sys.exit(certificate["verdict"] == DIFFERENT)
+        verdict, text = verify(Path.cwd(), tolerance, Path(scratch))
+    publish(text, Path("verify.md"))
+    sys.exit(verdict == DIFFERENT)
+
+
+def publish(report: str, path: Path) -> None:
+    """Print `report`, then keep it at `path`; the verdict stands even if that fails."""
+    print(report)
+    try:
+        write_text(path, report)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+
+
+def refuse(message: str) -> None:
+    """Exit with the status that says: not compared."""
+    print(f"error: {printable(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    exit_cleanly(main, refuse)
