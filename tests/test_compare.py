@@ -1,7 +1,6 @@
-"""Two experiments, and two Git revisions, compared with the commands that the README names."""
+"""Experiments and Git revisions compared with the commands that the README names, and sweeps."""
 
 import csv
-import io
 import json
 import re
 import shutil
@@ -11,202 +10,151 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import commit, dvc, ran
+import yaml
+from dvc.utils.flatten import flatten
+from helpers import dvc, edit, python, ran, refusal
 
-from tools import demo
+from tools import demo, sweep
 from tools.isolated import environment, git
-from transfer.common.settings import MODES, load_params
+from transfer.common.settings import MODES
 
-PAIRS = [("base", "short"), ("HEAD", "later")]  # experiments; Git revisions
+ACCURACIES = [f"{mode}.accuracy" for mode in MODES]
 EPOCHS = {mode: demo.SETTINGS["train"][mode]["epochs"] for mode in MODES}
+SETTING, MANY, FEW = "train.finetuned.epochs", EPOCHS["finetuned"], 1
+PAIRS = [("epochs-0-1", "epochs-0-2"), ("HEAD", "later")]  # experiments; Git revisions
 DIFFS = """
 import sys
 from dvc.cli import main
-revisions = sys.argv[1:]
 for command in ("exp", "metrics", "params"):
-    assert main([command, "diff", *revisions, "--json"]) == 0
-assert main(["plots", "diff", *revisions]) == 0
+    assert main([command, "diff", *sys.argv[1:], "--json"]) == 0
+assert main(["plots", "diff", *sys.argv[1:]]) == 0
 """
+COLUMNS, GRIDS = [SETTING, "train.shared.images", "minutes"], [[f"{SETTING}={FEW},{MANY}"]]
+SWEEP = {"columns": COLUMNS, "grids": GRIDS, "figure": {"title": "Epochs", "x_label": "epochs"}}
 
 
 @pytest.fixture(scope="module")
 def compared(reproduced, tmp_path_factory) -> Path:
-    """A project with the experiments `base` and `short`, and what `short` changed on `later`."""
+    """A project with two experiments; the branch `later` has the results of the second."""
     folder = tmp_path_factory.mktemp("compared") / "project"
     shutil.copytree(reproduced, folder, symlinks=True)
-    assert ran(dvc(folder, "exp", "run", "--name", "base")) == []
-    # Up to `evaluate`: pictures are not compared, and drawing them takes 10 s.
-    short = ["--name", "short", "-S", "train.frozen.epochs=1", "evaluate"]
-    assert ran(dvc(folder, "exp", "run", *short)) == ["train@frozen", "evaluate"]
-    git(folder, "switch", "--quiet", "--create", "later")
-    commit(folder, "one epoch")
-    git(folder, "switch", "--quiet", "-")
+    assert ran(dvc(folder, "exp", "run", "--temp", "--name", "epochs-0-1")) == []
+    # Up to `evaluate`: pictures are not compared, and drawing them takes time.
+    shorter = ["--temp", "--name", "epochs-0-2", "-S", f"{SETTING}={FEW}", "evaluate"]
+    assert ran(dvc(folder, "exp", "run", *shorter)) == ["train@finetuned", "evaluate"]
+    dvc(folder, "exp", "branch", "epochs-0-2", "later")
+    assert git(folder, "status", "--porcelain") == ""  # with --temp, the project stays as it is
     return folder
 
 
-def make(folder: Path, target: str) -> str:
+def committed(folder: Path, revision: str, name: str = "evaluation") -> dict:
+    """A file of metrics at a Git revision, with DVC's names."""
+    return flatten(json.loads(git(folder, "show", f"{revision}:metrics/{name}.json")))
+
+
+def make(folder: Path, target: str) -> list[str]:
     """What `make TARGET` prints, with this Python's packages instead of a new .venv."""
-    return subprocess.run(
-        ["make", "--silent", "--old-file=.venv/installed", target],
-        cwd=folder, env=environment(), check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+    command = ["make", "--silent", "--old-file=.venv/installed", target]
+    return subprocess.check_output(command, cwd=folder, env=environment(), text=True).splitlines()
 
 
-def sweep(folder: Path, name: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.sweep", name]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-
-
-def flatten(values: dict, above: str = "") -> dict:
-    """Nested metrics with the names that DVC gives them."""
-    flat = {}
-    for name, value in values.items():
-        inner = isinstance(value, dict)
-        flat |= flatten(value, f"{above}{name}.") if inner else {above + name: value}
-    return flat
-
-
-def committed(folder: Path, revision: str) -> dict:
-    """The metrics at a Git revision."""
-    return flatten(json.loads(git(folder, "show", f"{revision}:metrics/evaluation.json")))
-
-
-def charts(folder: Path) -> dict[str, list[dict]]:
-    """The points of each chart in DVC's page of plots, by the chart's title."""
-    page = (folder / "dvc_plots/index.html").read_text()
+def check_charts(folder: Path, epochs: dict[str, dict[str, int]]) -> None:
+    """DVC's page of plots has all points of each revision, with so many epochs of each mode."""
+    page, charts = (folder / "dvc_plots/index.html").read_text("utf-8"), {}
     assert "<DVC_METRIC" not in page  # a placeholder of a template that DVC did not fill
-    specs = [json.loads(text) for text in re.findall(r"var spec = (.*);\n", page)]
-    return {spec["title"]["text"]: spec["data"]["values"] for spec in specs}
-
-
-def check_charts(found: dict[str, list[dict]], epochs: dict[str, dict[str, int]]) -> None:
-    """Each chart holds all of its points, for each revision with so many epochs of each mode."""
-    assert list(found) == [
-        "Accuracy after each epoch",
-        "Loss after each epoch",
-        "Confusion matrix, frozen",
-        "Confusion matrix, finetuned",
-        "Accuracy per class",
-        "Reliability diagram",
-    ]
-    accuracy, loss, frozen, finetuned, classes, calibration = found.values()
-    for curves in (accuracy, loss):  # the template takes the mode from the file name
-        counts = Counter((p["rev"], p["filename"].split("/")[0]) for p in curves)
-        assert counts == {(rev, m): n for rev, modes in epochs.items() for m, n in modes.items()}
-    for confusion in (frozen, finetuned):
-        assert Counter(p["rev"] for p in confusion) == dict.fromkeys(epochs, 200)
-    both = {(rev, mode) for rev in epochs for mode in MODES}
-    assert Counter((p["rev"], p["field"]) for p in classes) == dict.fromkeys(both, 10)
-    assert {(p["rev"], p["filename"].split(".")[0]) for p in calibration} == both
+    for spec in map(json.loads, re.findall(r"var spec = (.*);\n", page)):
+        charts[spec["title"]["text"]] = Counter(
+            (p["rev"], *re.findall("|".join(MODES), p.get("filename", "") + p.get("field", "")))
+            for p in spec["data"]["values"]
+        )
+    curves = {(rev, mode): n for rev, modes in epochs.items() for mode, n in modes.items()}
+    assert charts.pop("Reliability diagram").keys() == curves.keys()
+    expected = {f"{what} after each epoch": curves for what in ("Accuracy", "Loss")}
+    expected |= {f"Confusion matrix, {mode}": {(rev,): 200 for rev in epochs} for mode in MODES}
+    assert charts == expected | {"Accuracy per class": dict.fromkeys(curves, 10)}
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS)
 def test_diffs_tell_what_changed_and_no_more(compared, old, new):
-    before, after = committed(compared, "HEAD"), committed(compared, "later")
-    changed = {key for key in before if before[key] != after[key]}
-    assert "frozen.loss" in changed
-    metrics = {
-        key: {"old": before[key], "new": after[key], "diff": after[key] - before[key]}
-        for key in changed
-    }
-    setting = {
-        "train.frozen.epochs": {"old": EPOCHS["frozen"], "new": 1, "diff": 1 - EPOCHS["frozen"]}
-    }
-
-    output = subprocess.check_output(  # in one process: starting DVC takes most of the time
-        [sys.executable, "-c", DIFFS, old, new], cwd=compared, env=environment(), text=True
-    )
-    exp_diff, metrics_diff, params_diff = map(json.loads, output.splitlines()[:3])
-    assert metrics_diff == {"metrics/evaluation.json": metrics}
-    assert params_diff == {"params.yaml": setting}
-    assert exp_diff == {"metrics": metrics_diff, "params": params_diff}
-    check_charts(charts(compared), {old: EPOCHS, new: EPOCHS | {"frozen": 1}})
+    before, after = (committed(compared, revision) for revision in PAIRS[1])
+    differing = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    assert {"finetuned.accuracy", "gain"} <= differing.keys()
+    metrics = {key: {"old": a, "new": b, "diff": b - a} for key, (a, b) in differing.items()}
+    params = {SETTING: {"old": MANY, "new": FEW, "diff": FEW - MANY}}
+    done = python(compared, "-c", DIFFS, old, new)  # one process: starting DVC takes most time
+    both, *each = map(json.loads, done.stdout.splitlines()[:3])
+    assert each == [{"metrics/evaluation.json": metrics}, {"params.yaml": params}]
+    assert both == {"metrics": each[0], "params": each[1]}
+    check_charts(compared, {old: EPOCHS, new: EPOCHS | {"finetuned": FEW}})
 
 
 def test_exp_show_has_accuracies_and_gain_first(compared):
-    header, *rows = csv.reader(io.StringIO(dvc(compared, "exp", "show", "--csv")))
-    first = [name for name in header if "." in name or name == "gain"][:3]
-    assert first == ["frozen.accuracy", "finetuned.accuracy", "gain"]
-    losses = {row[0] or row[1]: row[header.index("frozen.loss")] for row in rows}
-    assert float(losses["base"]) == committed(compared, "HEAD")["frozen.loss"]
-    assert float(losses["short"]) == committed(compared, "later")["frozen.loss"]
+    header = dvc(compared, "exp", "show", "--csv").splitlines()[0].split(",")
+    assert [key for key in header if "." in key or key == "gain"][:3] == [*ACCURACIES, "gain"]
 
 
-def test_a_table_and_a_figure_of_experiments(compared, tmp_path):
-    folder = shutil.copytree(compared, tmp_path / "project", symlinks=True)
-    assert ran(dvc(folder, "exp", "run", "--name", "images-1")) == []
-    dvc(folder, "exp", "run", "--name", "images-2", "-S", "train.frozen.epochs=1", "evaluate")
-    # One that fails: DVC shows it with the results of the commit.
-    dvc(folder, "exp", "run", "--queue", "--name", "images-3", "-S", "train.shared.images=1")
-    dvc(folder, "exp", "run", "--run-all")
-    printed = sweep(folder, "images")
-    assert printed.returncode == 0, printed.stderr
-    both = [committed(compared, revision) for revision in ("HEAD", "later")]
-    assert "Failed" in dvc(folder, "exp", "show", "--csv")
-    with (folder / "docs/images.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2
-    share = load_params(str(folder / "params.yaml")).train.shared.validation_share
-    count = round(50_000 * (1 - share))  # of CIFAR-10
-    assert {(row["train.shared.images"], row["model.weights"]) for row in rows} == {
-        (str(count), "random")
-    }
-    for mode in MODES:
-        found = {float(row[f"{mode}.accuracy"]) for row in rows}
-        assert found == {values[f"{mode}.accuracy"] for values in both}
-    accuracy = both[0]["finetuned.accuracy"]  # the demo has random weights
-    assert f"{accuracy:.2%}" in printed.stdout
-    assert re.search(rf"from scratch +{count:,} +2 ", printed.stdout)
-    assert (folder / "docs/images.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_make_compare_and_make_plots(compared, reproduced):
+    first, *lines = make(compared, "compare")
+    assert first.startswith(git(compared, "log", "-1", "--format=Commit %h of %as").strip())
+    assert max(map(len, lines)) <= 110
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == ["Experiment", *ACCURACIES, "gain", SETTING]
+    for name, revision, epochs in zip(*PAIRS, (MANY, FEW), strict=True):
+        values = [f"{committed(compared, revision)[key]:.4g}" for key in rows[0][1:4]]
+        assert [row[1:] for row in rows if f"[{name}]" in row[0]] == [[*values, str(epochs)]]
+    header = make(reproduced, "compare")[1]  # without experiments
+    assert re.findall(r"[\w.]+", header) == ["Experiment", *ACCURACIES, "gain"]
+    make(compared, "plots")
+    check_charts(compared, {"workspace": EPOCHS})
 
 
-def test_the_minutes_of_experiments(compared, tmp_path):
-    folder = shutil.copytree(compared, tmp_path / "project", symlinks=True)
-    dvc(folder, "exp", "run", "--name", "recipes-1")
-    cost = json.loads((folder / "metrics/cost.json").read_text())
-    del cost["machine"]
-    seconds = sum(stage["seconds"] for stage in cost.values())
-    printed = sweep(folder, "recipes")
-    assert printed.returncode == 0, printed.stderr
-    with (folder / "docs/recipes.csv").open() as file:
-        [row] = csv.DictReader(file)
-    assert re.search(rf"from scratch +{float(row['minutes']):g} +1 ", printed.stdout)
-    assert float(row["minutes"]) == pytest.approx(seconds / 60, abs=0.05001)
-    assert int(row["train.finetuned.epochs"]) == EPOCHS["finetuned"]
+def table(folder: Path, monkeypatch, *options: str, **changes) -> None:
+    """Run tools.sweep in this process, in the project with the experiments."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sweep.SWEEPS, "epochs", SWEEP | changes)
+    monkeypatch.setattr(sys, "argv", ["sweep", "epochs", *options])
+    sweep.main()
 
 
-def test_a_sweep_that_does_not_exist(compared):
-    found = sweep(compared, "colours")
-    assert found.returncode == 1
-    assert found.stderr == (
-        "error: no sweep is named 'colours'; give one of seeds, heads, images, blocks, recipes\n"
-    )
+def test_a_table_and_a_figure_of_experiments(compared, monkeypatch, capsys):
+    table(compared, monkeypatch, "--table")
+    rows = list(csv.DictReader(Path("docs/epochs.csv").read_text("utf-8").splitlines()))
+    for row, epochs, revision in zip(rows, (FEW, MANY), reversed(PAIRS[1]), strict=True):
+        costs, results = (committed(compared, revision, name) for name in ("cost", "evaluation"))
+        minutes = sum(n for key, n in costs.items() if key.endswith("seconds")) / 60
+        settings = (f"{epochs}", "350", f"{minutes:.1f}", "0", "random")
+        assert (*row.values(),) == (*settings, *(f"{results[key]}" for key in ACCURACIES))
+    printed = f"from scratch +{MANY} +1 +{committed(compared, 'HEAD')['finetuned.accuracy']:.2%}"
+    assert re.search(printed, capsys.readouterr().out)
+    assert Path("docs/epochs.png").read_bytes().startswith(b"\x89PNG")
 
 
-needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+REFUSED = {
+    f"epochs-0-2: has {SETTING} = 1, .* remove epochs-0-2": {"grids": [["seed=0"]]},
+    "data.classes = null has no place in a table": {"columns": ["data.classes"]},
+}
 
 
-@needs_make
-def test_make_compare_prints_modes_gain_and_changed_params(compared):
-    commit, *lines = make(compared, "compare").strip().splitlines()
-    assert commit.startswith(f"Commit {git(compared, 'rev-parse', '--short', 'HEAD').strip()} of ")
-    assert max(map(len, lines)) <= 100
-    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    results = ["frozen.accuracy", "finetuned.accuracy", "gain"]
-    assert header == ["Experiment", *results, "train.frozen.epochs"]
-    for name, revision, epochs in (("base", "HEAD", EPOCHS["frozen"]), ("short", "later", 1)):
-        [row] = [row for row in rows if f"[{name}]" in row[0]]
-        values = committed(compared, revision)
-        assert row[1:4] == [f"{values[key]:.4g}" for key in results]
-        assert row[4] == str(epochs)
+@pytest.mark.parametrize("words", REFUSED)
+def test_misleading_tables_are_refused(compared, monkeypatch, words):
+    refused = refusal(lambda: table(compared, monkeypatch, "--table", **REFUSED[words]))
+    assert re.search(words, refused)
 
 
-@needs_make
-def test_make_compare_and_make_plots_without_experiments(reproduced):
-    _, header, _, *rows = make(reproduced, "compare").strip().splitlines()
-    assert re.findall(r"[\w.]+", header) == [
-        "Experiment", "frozen.accuracy", "finetuned.accuracy", "gain"
-    ]  # fmt: skip
-    assert len(rows) == 2  # the workspace and the last commit
-    make(reproduced, "plots")
-    check_charts(charts(reproduced), {"workspace": EPOCHS})
+def test_a_sweep_of_changed_settings_is_refused_before_anything_is_queued(compared, monkeypatch):
+    edit(compared / "params.yaml", "seed: 0", "seed: 1")
+    assert "params.yaml: differs from" in refusal(lambda: table(compared, monkeypatch))
+    git(compared, "restore", "params.yaml")
+    assert "Queued" not in dvc(compared, "queue", "status")
+
+
+@pytest.mark.faults
+def test_a_sweep_runs_its_experiments_and_refuses_a_table_that_would_lack_one(project):
+    grids = [[f"{SETTING}={FEW}"], ["train.shared.images=1"]]
+    (project / "tools/sweeps.yaml").write_text(yaml.safe_dump({"epochs": SWEEP | {"grids": grids}}))
+    error = python(project, "-m", "tools.sweep", "epochs").stderr.splitlines()[-1]
+    assert error.startswith("error: epochs-1: Failed, so the table would lack it")
+    dvc(project, "queue", "remove", "--failed")
+    assert python(project, "-m", "tools.sweep", "epochs", "--table").returncode == 0
+    assert (project / "docs/epochs.csv").read_text().splitlines()[1].startswith(f"{FEW},350,")

@@ -13,58 +13,51 @@ def test_scores_by_hand():
     assert scores["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.55]).mean())
     # Fifteenths: 0.9 in bin 13, 0.6 in 9 (wrong), 0.8 in 12, 0.55 in 8.
     assert scores["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.45) / 4)
+    perfect = metrics.scores(np.eye(3), np.arange(3))
+    assert perfect == {"accuracy": 1, "loss": 0, "ece": 0}
 
 
-def test_perfect_confidence_is_perfectly_calibrated():
-    scores = metrics.scores(np.eye(3), np.arange(3))
-    assert (scores["accuracy"], scores["loss"], scores["ece"]) == (1, 0, 0)
-
-
-def test_recall_by_hand():
-    got = metrics.recall(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ["a", "b"])
-    assert got == {"a": 1.0, "b": pytest.approx(2 / 3)}
-
-
-def test_the_comparison_by_hand():
-    frozen = np.array([True] * 60 + [False] * 10 + [True] * 2 + [False] * 28)
-    finetuned = np.array([True] * 60 + [True] * 10 + [False] * 2 + [False] * 28)
+# Pairs of images on which one model alone is right, and McNemar's mid-P: twice the probability of a
+# result at least as uneven in tosses of a coin, the result itself counted half.
+@pytest.mark.parametrize(
+    ("won", "lost", "both", "p"),
+    [
+        (10, 2, 88, (2 * (1 + 12) + 66) / 2**12),
+        (2, 10, 88, (2 * (1 + 12) + 66) / 2**12),
+        (3, 0, 0, 1 / 2**3),
+        (2, 2, 6, 1 - 6 / 2**4 / 2),
+        (0, 0, 9, 1),
+    ],
+)
+def test_the_comparison_by_hand(won, lost, both, p):
+    n = won + lost + both
+    frozen = np.array([False] * won + [True] * (lost + both))
+    finetuned = np.array([True] * won + [False] * lost + [True] * both)
     got = metrics.compare(frozen, finetuned)
-    half = 1.959964 * math.sqrt(12 - 64 / 100) / 100
-    assert got["gain"] == pytest.approx(0.08)
-    assert got["gain_ci_low"] == pytest.approx(0.08 - half)
-    assert got["gain_ci_high"] == pytest.approx(0.08 + half)
-    # Two-sided sign test: 2 * P(at most 2 of 12 tosses).
-    assert got["mcnemar_p"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert got["gain"] == (won - lost) / n
+    assert got["mcnemar_p"] == pytest.approx(p)
+    # Bonett and Price: Wald's interval with one more image won, and one more lost.
+    middle, variance = (won - lost) / (n + 2), (won + lost + 2 - (won - lost) ** 2 / (n + 2))
+    half = 1.959964 * math.sqrt(variance) / (n + 2)
+    interval = (got["gain_ci_low"], got["gain_ci_high"])
+    assert interval == pytest.approx((max(-1, middle - half), min(1, middle + half)))
 
 
-def test_equal_models_do_not_differ():
-    correct = np.array([True, False])
-    assert metrics.compare(correct, correct) == {
-        "gain": 0, "gain_ci_low": 0, "gain_ci_high": 0, "mcnemar_p": 1,
-    }  # fmt: skip
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    draw = np.random.default_rng(0)
-    covered = 0
+@pytest.mark.parametrize("images", [30, 1000])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(images):
+    draw, covered = np.random.default_rng(0), 0
     for _ in range(400):
-        u = draw.random(1000)
-        frozen, finetuned = u < 0.85, (u < 0.80) | (u > 0.92)  # true gain: 0.03
-        got = metrics.compare(frozen, finetuned)
+        u = draw.random(images)
+        got = metrics.compare(u < 0.85, (u < 0.80) | (u > 0.92))  # true gain: 0.03
         covered += got["gain_ci_low"] <= 0.03 <= got["gain_ci_high"]
-    assert 0.92 <= covered / 400 <= 0.98
+    assert 0.92 <= covered / 400 <= 0.99
 
 
 def test_a_class_may_have_the_name_of_a_metric():
-    """Classes named accuracy, gain, frozen.accuracy: each metric keeps its value."""
-    classes = ["accuracy", "gain", "frozen.accuracy"]
-    labels = np.array([0, 1, 2, 2])
-    probabilities = np.eye(3)[[0, 1, 0, 0]]
-    predicted = probabilities.argmax(1)
-    scores = dict.fromkeys(("frozen", "finetuned"), metrics.scores(probabilities, labels))
+    classes, labels = ["accuracy", "gain", "frozen.accuracy"], np.array([0, 1, 2, 2])
+    predicted = np.array([0, 1, 2, 0])
+    scores = dict.fromkeys(("frozen", "finetuned"), metrics.scores(np.eye(3)[predicted], labels))
     recalls = dict.fromkeys(scores, metrics.recall(predicted, labels, classes))
-    correct = dict.fromkeys(scores, predicted == labels)
-    got = metrics.summary(scores, recalls, correct)
-    assert got["frozen.accuracy"] == 0.5
-    assert got["gain"] == 0
-    assert got["recall"]["frozen"] == {"accuracy": 1.0, "gain": 1.0, "frozen.accuracy": 0.0}
+    got = metrics.summary(scores, recalls, dict.fromkeys(scores, predicted == labels))
+    assert (got["frozen.accuracy"], got["gain"]) == (0.75, 0)
+    assert got["recall"]["finetuned"] == {"accuracy": 1.0, "gain": 1.0, "frozen.accuracy": 0.5}

@@ -3,6 +3,8 @@
 Whatever a user names (classes, files) is drawn as plain text, and the size of a figure is bounded.
 """
 
+import bisect
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ FALL_BACK = (
 RENDERER = RendererAgg(1, 1, 1000)  # measures texts, in thousandths of an inch
 PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%")
 
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # some have no bold weight
 installed = font_manager.get_font_names()
 plt.rcdefaults()  # not what a matplotlibrc of this machine says
 plt.rcParams.update(
@@ -69,12 +72,16 @@ def save(figure: Figure, path: Path) -> None:
 def fitting(text: str, inches: float, size: float, weight: str = "normal") -> str:
     """`text`, its middle left out where it is wider than `inches` in this font."""
     font = font_manager.FontProperties(size=size, weight=weight)
-    shown, length = text, len(text)
+
+    def shortened(length: int) -> str:
+        end = length - length // 2
+        return text if length == len(text) else f"{text[: length // 2]}…{text[len(text) - end :]}"
+
+    def width(length: int) -> float:
+        return RENDERER.get_text_width_height_descent(shortened(length), font, False)[0] / 1000
+
     with warnings.catch_warnings(action="ignore"):  # `save` says what no font has
-        while RENDERER.get_text_width_height_descent(shown, font, False)[0] > 1000 * inches:
-            length -= 1
-            shown = f"{text[: length // 2]}…{text[len(text) - (length - length // 2) :]}"
-    return shown
+        return shortened(bisect.bisect_right(range(1, len(text) + 1), inches, key=width))
 
 
 def image_grid(
