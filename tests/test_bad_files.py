@@ -1,177 +1,104 @@
 """Every input of every stage, damaged in every way: one line that names it, and nothing written."""
 
-import hashlib
 import importlib
+import os
+import pickle
+import re
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from helpers import contents, dvc
+from helpers import contents, dvc, ran, set_params
+from safetensors.torch import load_file, save_file
+from test_sources import make_official
 
 from transfer.common.errors import exit_cleanly
-from transfer.common.settings import load_params
+from transfer.common.paths import BACKBONE, PREDICTIONS, PREPARED, curves_path, model_path
 
 pytestmark = pytest.mark.faults
-ARRAYS = "data/prepared"
-CURVE = "metrics/curves/{}/plots/metrics/{}.tsv"
+BATCHES, CLASSES = Path("cifar-10-batches-py"), PREPARED / "classes.json"
+TRAIN, TEST = ([PREPARED / f"{name}_{kind}.npy" for kind in ("images", "labels")] + [CLASSES]
+               for name in ("train", "test"))  # fmt: skip
 INPUTS = {
-    "download": [f"stripes/{name}" for name in
-                 ("data_batch_1", "test_batch", "batches.meta", "MD5SUMS")],
-    "backbone": ["weights/w.pth", "weights/w.safetensors", f"{ARRAYS}/classes.json"],
-    "train frozen": [f"{ARRAYS}/train_images.npy", f"{ARRAYS}/train_labels.npy",
-                     f"{ARRAYS}/classes.json", "models/backbone.safetensors"],
-    "evaluate": [f"{ARRAYS}/test_images.npy", f"{ARRAYS}/test_labels.npy",
-                 f"{ARRAYS}/classes.json", "models/frozen.safetensors",
-                 "models/finetuned.safetensors"],
-    "render": [f"{ARRAYS}/test_images.npy", f"{ARRAYS}/test_labels.npy", f"{ARRAYS}/classes.json",
-               "metrics/predictions.csv", CURVE.format("frozen", "train_loss"),
-               CURVE.format("finetuned", "validation_accuracy")],
+    "download": [BATCHES / "data_batch_1", BATCHES / "test_batch", BATCHES / "batches.meta",
+                 Path("stripes/train/bird/00002.png")],
+    "backbone": [Path("weights/w.pth"), Path("weights/w.safetensors"), CLASSES],
+    "train": [*TRAIN, BACKBONE],
+    "evaluate": [*TEST, model_path("frozen"), model_path("finetuned")],
+    "render": [*TEST, PREDICTIONS, curves_path("frozen") / "plots/metrics/train_loss.tsv",
+               curves_path("finetuned") / "plots/metrics/validation_accuracy.tsv"],
 }  # fmt: skip
+CASES = [(name, path) for name, paths in INPUTS.items() for path in paths]
 
 
-def flipped(content: bytes) -> bytes:
-    """With the highest bit turned of a byte in the middle."""
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 0x80]) + content[middle + 1 :]
+def flip(path: Path) -> None:
+    """Turn the highest bit of a byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x80
+    path.unlink()  # it may be a link into DVC's cache
+    path.write_bytes(content)
 
 
-def misshapen(path, content: bytes) -> bytes:
-    """A valid file of its kind that holds something of another shape."""
+def reshape(path: Path) -> None:
+    """Write a file of the same kind that holds something of another shape."""
     if path.suffix == ".npy":
         np.save(path, np.load(path)[:-1])
-    elif path.suffix == ".safetensors":
-        state = safetensors.torch.load_file(path)
-        safetensors.torch.save_file(
-            {key: value.flatten()[:1] for key, value in state.items()}, path
-        )
-    elif path.suffix == ".pth":
-        torch.save({key: value.flatten()[:1] for key, value in torch.load(path).items()}, path)
-    elif path.suffix in (".csv", ".tsv"):
-        lines = content.decode().splitlines()
-        path.write_text("\n".join(line.rpartition(lines[0][-1])[0] for line in lines[:9]))
+    elif path.suffix in (".pth", ".safetensors"):
+        load, save = (torch.load, torch.save) if path.suffix == ".pth" else (load_file, save_file)
+        save({key: value.flatten()[:1] for key, value in load(path).items()}, path)
     else:
-        path.write_bytes(content.splitlines(keepends=True)[0] * 2)
-    return path.read_bytes()
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] * 2)
 
 
-DAMAGES = {
-    "missing": None,
-    "empty": lambda _, __: b"",
-    "truncated": lambda _, content: content[: len(content) // 3],
-    "bit flipped": lambda _, content: flipped(content),
-    "another type": lambda _, __: b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4,
-    "another shape": misshapen,
-    "a folder": None,
+class Trap:
+    """When this is unpickled, it makes a file."""
+
+    def __reduce__(self):
+        return open, ("sprung", "w")
+
+
+DAMAGES = {  # and of which files no reader can see it
+    "missing": (Path.unlink, [".png"]),
+    "empty": (lambda path: path.write_bytes(b""), []),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size // 3), []),
+    "bit flipped": (flip, [".npy", ".safetensors", ".csv", ".tsv"]),
+    "another type": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), []),
+    "another shape": (reshape, [".png"]),
+    "a folder": (lambda path: path.unlink() or path.mkdir(), [".png"]),
+    "a trap": (lambda path: path.write_bytes(pickle.dumps(Trap(), 2)), []),
 }
-# What passes between stages is guarded by DVC's hashes; a reader cannot see one bit of these.
-GUARDED = (".npy", ".safetensors", ".csv", ".tsv")
-CASES = [
-    (stage, path, damage)
-    for stage, paths in INPUTS.items()
-    for path in paths
-    for damage in DAMAGES
-    if damage != "bit flipped" or not path.endswith(GUARDED)
-]
 
 
-def test_there_are_cases_enough():
-    assert len(CASES) >= 60
-
-
-@pytest.fixture(scope="module")
-def ready(reproduced, tmp_path_factory):
-    """A project in which every stage could run, with files of pretrained weights."""
-    folder = tmp_path_factory.mktemp("bad") / "project"
-    shutil.copytree(reproduced, folder, ignore=shutil.ignore_patterns(".git", "cache"))
-    backbone = safetensors.torch.load_file(folder / "models/backbone.safetensors")
-    torch.save(backbone, folder / "weights/w.pth")
-    shutil.copy(folder / "models/backbone.safetensors", folder / "weights/w.safetensors")
-    return folder
-
-
-@pytest.mark.parametrize(("stage", "path", "damage"), CASES)
-def test_a_bad_file_is_named_and_nothing_is_written(ready, monkeypatch, stage, path, damage):
-    monkeypatch.chdir(ready)
-    name, *arguments = stage.split()
-    module = importlib.import_module(f"stages.{name}")
-    if name == "backbone" and path.startswith("weights"):
-        changed = load_params().changed({"model": {"weights": path}})
-        monkeypatch.setattr(module, "load_params", lambda: changed)
-    bad = ready / path
-    original = bad.read_bytes()
-    try:
-        if damage in ("missing", "a folder"):
-            bad.unlink()
-            if damage == "a folder":
-                bad.mkdir()
-        else:
-            bad.write_bytes(DAMAGES[damage](bad, original))
-            assert bad.read_bytes() != original
-        before = contents(ready)
-        with pytest.raises(SystemExit) as ended:
-            exit_cleanly(lambda: module.main(*arguments))
-        after = contents(ready)
-    finally:
-        if bad.is_dir():
-            bad.rmdir()
-        bad.write_bytes(original)
-    message = ended.value.code
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    assert bad.stem in message or (path.startswith(ARRAYS) and ARRAYS in message), message
-    assert after == before
-
-
-@pytest.mark.parametrize(
-    ("name", "maker"),
-    [
-        ("metrics/predictions.csv", "evaluate"),
-        ("data/prepared/test_images.npy", "download"),
-        ("models/backbone.safetensors", "backbone"),
-        ("models/frozen.safetensors", "train@frozen"),
-    ],
-)
-def test_one_bit_of_a_result_is_noticed_by_dvc_and_made_again(project, name, maker):
-    """What a reader could not see: DVC's hashes show it, and the stage makes the same again."""
-    path = project / name
+@pytest.mark.parametrize(("name", "path"), CASES, ids=str)
+def test_a_bad_file_is_named_and_nothing_is_written(project, monkeypatch, name, path):
+    monkeypatch.chdir(project)
+    make_official(project, monkeypatch)
+    shutil.copy(BACKBONE, "weights/w.safetensors")
+    torch.save(load_file(BACKBONE), "weights/w.pth")
+    source = "official.md5" if BATCHES in path.parents else "stripes"
+    weights = path.as_posix() if path.stem == "w" else None
+    set_params(project, {"data": {"source": source}, "model": {"weights": weights}})
+    stage = importlib.import_module(f"stages.{name}")
     original = path.read_bytes()
-    path.unlink()  # it may be a link into DVC's cache
-    path.write_bytes(flipped(original))
-    assert maker in dvc(project, "status", maker)
-    dvc(project, "repro", maker)
-    assert path.read_bytes() == original
+    for damage, (do, unseen) in DAMAGES.items():
+        if path.suffix not in unseen:
+            do(path)
+            before = contents(project)
+            with pytest.raises(SystemExit) as ended:
+                exit_cleanly(lambda: stage.main(*["frozen"] * (name == "train")))
+            assert re.fullmatch(f"error: .*({path.stem}|{PREPARED}).*", ended.value.code), damage
+            assert contents(project) == before, damage
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            path.write_bytes(original)
 
 
-def test_a_pickle_that_would_run_code_does_not(ready, tmp_path, monkeypatch):
-    """Whatever comes as pretrained weights or as CIFAR-10's batches, its code is never run."""
-    trap = f"import os\nos.mkdir({str(tmp_path / 'sprung')!r})\n"
-
-    class Trap:
-        def __reduce__(self):
-            return exec, (trap,)
-
-    torch.save({"features.0.0.weight": Trap()}, tmp_path / "weights.pth")
-    done = subprocess.run(
-        [sys.executable, "-c",
-         f"from pathlib import Path; from transfer.pretrained import read_state_dict; "
-         f"read_state_dict(Path({str(tmp_path / 'weights.pth')!r}))"],
-        cwd=ready, text=True, capture_output=True,
-    )  # fmt: skip
-    assert "InputError" in done.stderr
-    torch.save(Trap(), tmp_path / "batch")
-    monkeypatch.chdir(ready)
-    good = (ready / "stripes/test_batch").read_bytes()
-    (ready / "stripes/test_batch").write_bytes((tmp_path / "batch").read_bytes())
-    try:
-        from stages import download
-
-        with pytest.raises(SystemExit, match="test_batch: is damaged"):
-            exit_cleanly(download.main)
-    finally:
-        (ready / "stripes/test_batch").write_bytes(good)
-    assert hashlib.md5(good).hexdigest() in (ready / "stripes/MD5SUMS").read_text()
-    assert not (tmp_path / "sprung").exists()
+def test_one_bit_of_a_result_is_noticed_by_dvc_and_made_again(project):
+    """What a reader could not see: DVC's hashes show it, and the stages make the same again."""
+    results = [project / path for path in (TEST[0], BACKBONE, model_path("frozen"), PREDICTIONS)]
+    before = [path.read_bytes() for path in results]
+    for path in results:
+        flip(path)
+    assert ran(dvc(project, "repro")) == ["download", "backbone", "train@frozen", "evaluate"]
+    assert [path.read_bytes() for path in results] == before

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import commit, dvc, edit, stage
+from helpers import commit, dvc, edit, stage, start
 
 from tools import demo
-from tools.isolated import environment
 from transfer.common.settings import MODES, merge
 from transfer.training import checkpoint
 
@@ -50,15 +49,14 @@ def fresh(project) -> Path:
     return project
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen:
+def begin(folder: Path, *command: str) -> subprocess.Popen:
     """Start `python -m COMMAND` in a process group of its own.
 
     DVC runs stages in SHELL, and a plain sh may stay between it and the stage.
     """
-    return subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=folder, start_new_session=True, text=True,
-        env=environment() | {"SHELL": "/bin/sh"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    return start(
+        folder, "-m", *command, variables={"SHELL": "/bin/sh"}, stderr=subprocess.STDOUT,
+        start_new_session=True,
     )  # fmt: skip
 
 
@@ -79,7 +77,7 @@ def resumed_after(output: str) -> int:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(reproduced, fresh, mode, how):
-    with start(fresh, "stages.train", mode) as child:
+    with begin(fresh, "stages.train", mode) as child:
         wait_for(child, f"{mode} epoch 3:")
         child.send_signal(how)
         rest = child.stdout.read()
@@ -95,16 +93,13 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(reproduced, fresh, 
 
 @pytest.mark.parametrize("moment", ["at the start", "while it keeps an epoch", "when all is done"])
 def test_the_moment_does_not_matter(reproduced, fresh, moment):
-    folder = fresh / ".checkpoints"
-    words = {"at the start": "", "when all is done": f"frozen epoch {EPOCHS}:"}
-    with start(fresh, "stages.train", "frozen") as child:
-        if moment in words:
-            if words[moment]:
-                wait_for(child, words[moment])
-            else:
-                time.sleep(1)
+    with begin(fresh, "stages.train", "frozen") as child:
+        if moment == "at the start":
+            time.sleep(1)
+        elif moment == "when all is done":
+            wait_for(child, f"frozen epoch {EPOCHS}:")
         else:
-            while not list(folder.glob(".partial-*")):
+            while not list((fresh / ".checkpoints").glob(".partial-*")):
                 assert child.poll() is None
         child.kill()
     assert stage(fresh, "train frozen").returncode == 0
@@ -113,7 +108,7 @@ def test_the_moment_does_not_matter(reproduced, fresh, moment):
 
 @pytest.mark.parametrize("whom", ["dvc alone", "everything"])
 def test_a_killed_dvc_repro_goes_on(reproduced, fresh, whom):
-    with start(fresh, "dvc", "repro", "train@finetuned") as child:
+    with begin(fresh, "dvc", "repro", "train@finetuned") as child:
         wait_for(child, "finetuned epoch 3:")
         kill = os.killpg if whom == "everything" else os.kill
         kill(child.pid, signal.SIGKILL)
@@ -125,7 +120,7 @@ def test_a_killed_dvc_repro_goes_on(reproduced, fresh, whom):
 
 
 def test_a_damaged_checkpoint_is_noticed_and_ignored(reproduced, fresh, capsys):
-    with start(fresh, "stages.train", "frozen") as child:
+    with begin(fresh, "stages.train", "frozen") as child:
         wait_for(child, "frozen epoch 3:")
         child.kill()
     [path] = (fresh / ".checkpoints").glob("frozen-*")
@@ -148,36 +143,27 @@ def test_a_damaged_checkpoint_is_noticed_and_ignored(reproduced, fresh, capsys):
 
 def test_everything_that_decides_the_result_names_the_checkpoint(fresh, monkeypatch):
     monkeypatch.chdir(fresh)
-
-    inputs = [Path("params.yaml"), Path("models/backbone.safetensors"), Path("data/prepared")]
-
-    def path(mode="frozen", *facts) -> Path:
-        return checkpoint.checkpoint_path(mode, inputs, *facts)
-
-    original = path()
-    assert path() == original
-    others = [path("finetuned"), path("frozen", 2)]
-    for name in ("params.yaml", "models/backbone.safetensors", "data/prepared/train_images.npy"):
-        content = Path(name).read_bytes()
-        Path(name).unlink()  # it may be a link into DVC's cache
-        Path(name).write_bytes(content + b"\n")
-        others.append(path())
-        Path(name).write_bytes(content)
-    code = Path("transfer/figures.py").read_bytes()
     monkeypatch.setattr(checkpoint, "CODE", fresh / "transfer")
-    assert path() == original
-    Path("transfer/figures.py").write_bytes(code + b"#")
-    others.append(path())
-    Path("transfer/figures.py").write_bytes(code)
+    inputs = [Path("params.yaml"), Path("models/backbone.safetensors"), Path("data/prepared")]
+    original = checkpoint.checkpoint_path("frozen", inputs)
+    assert checkpoint.checkpoint_path("frozen", inputs) == original
+    others = [
+        checkpoint.checkpoint_path("finetuned", inputs),
+        checkpoint.checkpoint_path("frozen", inputs, 2),
+    ]
+    for path in (*inputs[:2], inputs[2] / "train_images.npy", Path("transfer/figures.py")):
+        content = path.read_bytes()
+        path.unlink()  # it may be a link into DVC's cache
+        path.write_bytes(content + b"\n")
+        others.append(checkpoint.checkpoint_path("frozen", inputs))
+        path.write_bytes(content)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
-    others.append(path())
-    monkeypatch.delenv("MKL_CBWR")
-    assert path() == original
+    others.append(checkpoint.checkpoint_path("frozen", inputs))
     assert len({original, *others}) == 1 + len(others)
 
 
 def test_other_settings_start_anew(fresh):
-    with start(fresh, "stages.train", "frozen") as child:
+    with begin(fresh, "stages.train", "frozen") as child:
         wait_for(child, "frozen epoch 3:")
         child.kill()
     edit(fresh / "params.yaml", "label_smoothing: 0.1", "label_smoothing: 0.0")
@@ -188,7 +174,7 @@ def test_other_settings_start_anew(fresh):
 
 def test_a_killed_experiment_in_a_temporary_copy_goes_on_in_the_next(fresh):
     command = ["exp", "run", "--temp", "-S", "train.finetuned.head_lr=4e-3", "train@finetuned"]
-    with start(fresh, "dvc", *command) as child:
+    with begin(fresh, "dvc", *command) as child:
         wait_for(child, "finetuned epoch 3:")
         os.killpg(child.pid, signal.SIGKILL)
         child.stdout.read()

@@ -8,49 +8,39 @@ import sys
 import time
 
 import pytest
-from helpers import dvc, edit, stage
+from helpers import dvc, edit, stage, start
 
 from tools import demo
-from tools.isolated import environment
 from transfer.common.settings import MODES, merge
 
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(sys.platform == "win32", reason="torchrun and queues: not on Windows"),
 ]
-SETTINGS = {"one": "train.frozen.views=1", "two": "train.frozen.head_lr=4e-3"}
+EXPERIMENTS = {"one": "train.frozen.views=1", "two": "train.frozen.head_lr=4e-3"}
+TWO = 'train.launcher="torchrun --standalone --nproc-per-node=2"'
 
 
-def start(project, how: str) -> None:
-    """Run both experiments of SETTINGS at the same time, as far as what they change."""
+def run_at_once(project, how: str) -> None:
+    """Run both EXPERIMENTS at the same time, as far as what they change."""
     commands = [
-        ["exp", "run", how, "-n", name, "-S", setting, "train@frozen"]
-        for name, setting in SETTINGS.items()
+        ["-m", "dvc", "exp", "run", how, "-n", name, "-S", setting, "train@frozen"]
+        for name, setting in EXPERIMENTS.items()
     ]
-    if how == "--temp":
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "dvc", *command],
-                cwd=project, env=environment(), text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-            for command in commands
-        ]  # fmt: skip
-        outputs = [child.communicate()[0] for child in children]
-        assert [child.returncode for child in children] == [0, 0], outputs
-        return
-    for command in commands:
-        dvc(project, *command)
-    dvc(project, "queue", "start", "--jobs", "2")
-    while "Running" in (status := dvc(project, "queue", "status")) or "Queued" in status:
-        time.sleep(1)
-    assert status.count("Success") == 2, status
+    children = [start(project, *command, stderr=subprocess.STDOUT) for command in commands]
+    outputs = [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+    if how == "--queue":
+        dvc(project, "queue", "start", "--jobs", "2")
+        while "Running" in (status := dvc(project, "queue", "status")) or "Queued" in status:
+            time.sleep(1)
+        assert status.count("Success") == 2, status
 
 
 @pytest.mark.parametrize("how", ["--temp", "--queue"])
 def test_each_gets_the_result_that_it_gets_alone(project, how):
-    start(project, how)
-    for name in SETTINGS:
+    run_at_once(project, how)
+    for name in EXPERIMENTS:
         dvc(project, "exp", "apply", name)
         path = project / "models/frozen.safetensors"
         together = path.read_bytes()
@@ -63,23 +53,19 @@ def test_each_gets_the_result_that_it_gets_alone(project, how):
 @pytest.mark.timeout(600)  # trains four models
 def test_two_processes_come_within_a_point_of_one(tmp_path):
     """On stripes that are easy to tell apart, upright and level, where one is right always."""
-    easy = merge(
-        demo.SETTINGS,
-        {
-            "train": {
-                "threads": 1,
-                "shared": {"batch_size": 16},
-                "frozen": {"epochs": 30, "views": 6},
-                "finetuned": {"epochs": 25},
-            }
+    easy = {
+        "data": {"classes": ["airplane", "dog"]},
+        "train": {
+            "threads": 1,
+            "shared": {"batch_size": 16},
+            "frozen": {"epochs": 30, "views": 6},
+            "finetuned": {"epochs": 25, "initial_scale": 1.0},
         },
-    )
-    easy["data"]["classes"] = ["airplane", "dog"]
-    easy["train"]["finetuned"]["initial_scale"] = 1.0
-    demo.make_project(tmp_path, 2000, 1500, easy)  # a point is 3 of the 300 test images
+    }
+    demo.make_project(tmp_path, 2000, 1500, merge(demo.SETTINGS, easy))  # a point: 3 of 300 images
     accuracies = []
-    for launcher in ("python", '"torchrun --standalone --nproc-per-node=2"'):
-        output = dvc(tmp_path, "exp", "run", "-S", f"train.launcher={launcher}", "evaluate")
+    for launcher in ("train.launcher=python", TWO):
+        output = dvc(tmp_path, "exp", "run", "-S", launcher, "evaluate")
         values = json.loads((tmp_path / "metrics/evaluation.json").read_text())
         accuracies.append([values[f"{mode}.accuracy"] for mode in MODES])
     assert len(re.findall(r"^> torchrun .* -m stages.train", output, re.MULTILINE)) == 2
@@ -91,47 +77,40 @@ def test_two_processes_come_within_a_point_of_one(tmp_path):
 
 def test_an_error_of_several_processes_stands_once_at_the_end(project):
     edit(project / "params.yaml", "batch_size: 32", "batch_size: 31")
-    output = dvc(
-        project, "exp", "run", "-S", 'train.launcher="torchrun --standalone --nproc-per-node=2"',
-        "train@frozen", fails=True,
-    )  # fmt: skip
+    output = dvc(project, "exp", "run", "-S", TWO, "train@frozen", fails=True)
     assert output.count("error: train.shared.batch_size = 31: the 2 processes") == 1, output
     assert "Traceback (most recent call last):\n  File" not in output.partition("error: ")[2]
 
 
-def join(folder, **variables) -> subprocess.Popen:
-    """A process that torchrun might have started, the only one of two to come."""
-    around = {
-        "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
-    }  # fmt: skip
-    code = (
-        "import datetime, torch; from transfer.training import processes; "
-        "processes.TIMEOUT = datetime.timedelta(seconds=2 if {short} else 600); "
-        "from transfer.common.errors import exit_cleanly; "
-        "exit_cleanly(lambda: (print('joining', flush=True), "
-        "processes.join(torch.device('cpu'))))"
-    ).replace("{short}", str("SHORT" in variables))
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=environment() | around, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+JOIN = """
+import datetime, torch
+from transfer.common.run import run_stage
+from transfer.training import processes
+
+processes.TIMEOUT = datetime.timedelta(seconds=SECONDS)
+print("joins", flush=True)
+run_stage("joining", lambda: processes.join(torch.device("cpu")), torchrun=True)
+"""
+AROUND = {
+    "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+}  # fmt: skip
 
 
-def test_a_process_whose_others_do_not_come_says_whom_it_waits_for(project):
-    with join(project, SHORT="") as child:
-        _, err = child.communicate(timeout=60)
-    assert child.returncode == 1
-    assert "error: torchrun: waited for 2 processes at 127.0.0.1:0" in err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_waits_for_others_can_be_ended(project, how):
-    with join(project) as child:
-        assert child.stdout.readline() == "joining\n"
-        time.sleep(2)
-        child.send_signal(how)
-        assert child.wait(timeout=20)
+@pytest.mark.parametrize(
+    ("how", "seconds"), [(None, 2), (signal.SIGTERM, 600), (signal.SIGINT, 600)]
+)
+def test_a_process_that_waits_for_others_says_so_and_can_be_ended(project, how, seconds):
+    code = JOIN.replace("SECONDS", str(seconds))
+    with start(project, "-c", code, variables=AROUND) as child:
+        assert child.stdout.readline() == "joins\n"
+        if how:
+            time.sleep(2)  # now it waits; a signal before that ends it at once
+            child.send_signal(how)
+        _, err = child.communicate()
+    assert child.returncode
+    if not how:
+        assert "error: torchrun: waited for 2 processes at 127.0.0.1:0" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("variables", [{"WORLD_SIZE": "4", "RANK": "0"}, {"WORLD_SIZE": "1"}])

@@ -1,13 +1,12 @@
 """Data and models pass through a real S3 server, on this machine's loopback alone."""
 
-import subprocess
+from urllib.request import Request, urlopen
 
 import pytest
-import requests
-from helpers import commit, dvc, ran
+from helpers import commit, dvc, python, ran
 from moto.server import ThreadedMotoServer
 
-from tools.isolated import environment
+from tools.isolated import git
 from transfer.common.settings import MODES
 
 
@@ -26,13 +25,9 @@ def s3(monkeypatch) -> str:
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
-    requests.put(f"{url}/bucket", timeout=10).raise_for_status()
+    urlopen(Request(f"{url}/bucket", method="PUT"), timeout=60).close()
     yield url
     server.stop()
-
-
-def git(*arguments) -> None:
-    subprocess.run(["git", *arguments], check=True)
 
 
 def test_a_clone_pulls_from_s3_and_has_nothing_to_run(project, s3, tmp_path):
@@ -40,29 +35,30 @@ def test_a_clone_pulls_from_s3_and_has_nothing_to_run(project, s3, tmp_path):
     dvc(project, "remote", "add", "--default", "storage", "s3://bucket/path")
     dvc(project, "remote", "modify", "storage", "endpointurl", s3)
     commit(project, "a remote")
-    git("-C", project, "config", "user.name", "test")  # gto asks for both
-    git("-C", project, "config", "user.email", "test@localhost")
-    register = ["gto", "register", "finetuned", "--version", "v1.0.0"]
-    subprocess.run(register, cwd=project, env=environment(), check=True)
+    git(project, "config", "user.name", "test")  # gto asks for both
+    git(project, "config", "user.email", "test@localhost")
+    done = python(project, "-m", "gto.cli", "register", "finetuned", "--version", "v1.0.0")
+    assert done.returncode == 0, done.stderr
     dvc(project, "push")
-    assert b"<Key>path/files/md5/" in requests.get(f"{s3}/bucket", timeout=10).content
+    with urlopen(f"{s3}/bucket", timeout=60) as listing:
+        assert b"<Key>path/files/md5/" in listing.read()
 
     models = {mode: (project / f"models/{mode}.safetensors").read_bytes() for mode in MODES}
     (project / "models/finetuned.safetensors").write_bytes(b"a later model, to be told apart")
     dvc(project, "commit", "--force", "train@finetuned")
     commit(project, "later")
     # A bare repository has no cache: what it gives out comes from the server.
-    git("clone", "-q", "--bare", project, tmp_path / "bare")
+    git(tmp_path, "clone", "--quiet", "--bare", str(project), "bare")
 
+    git(tmp_path, "clone", "--quiet", "--branch", "finetuned@v1.0.0", "bare", "clone")
     clone = tmp_path / "clone"
-    git("clone", "-q", "--branch", "finetuned@v1.0.0", tmp_path / "bare", clone)
     assert not (clone / "models").exists()
     dvc(clone, "pull")
     for mode, model in models.items():
         assert (clone / f"models/{mode}.safetensors").read_bytes() == model
     assert "up to date" in dvc(clone, "status")
     assert ran(dvc(clone, "repro")) == []
-    git("-C", clone, "diff", "--exit-code")
+    assert git(clone, "status", "--porcelain") == ""
 
     get = ["artifacts", "get", str(tmp_path / "bare"), "finetuned", "--rev", "v1.0.0"]
     dvc(tmp_path, *get, "--out", "fetched")

@@ -1,304 +1,270 @@
-import functools
+"""What training gets and does: on stripes, exactly the same again, or not at all."""
+
+import copy
 import re
 
+import numpy as np
 import pytest
 import torch
-from helpers import dvc, refusal, set_params
+from helpers import refusal, set_params, stage
 from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms import Compose, Normalize, Resize, ToPILImage, ToTensor
 
-from transfer.common.dataset import Split, stratified
-from transfer.inference import choose_device, predict, to_input
-from transfer.model import freeze
+from transfer.common.dataset import Split
+from transfer.common.settings import MODES
+from transfer.inference import predict, set_up_torch, to_input
 from transfer.model import build
-from transfer.training import batches, checks
+from transfer.training import modes
 from transfer.training.loop import train
-from transfer.training.optimizer import make_optimizers, orthogonalise, slanted_triangle
+from transfer.training.modes import make_mode, random_stream
+from transfer.training.optimizer import Updates, make_optimizers, orthogonalise, slanted_triangle
 from transfer.training.temperature import calibrate, fit_temperature
 
 CPU = torch.device("cpu")
+NOISE = torch.randint(0, 256, (500, 32, 32, 3), dtype=torch.uint8, generator=random_stream(0))
+TINY = Split(NOISE[:8, :16, :16], torch.arange(8))
 
 
-def run(mode, params, data, network=None, **changes):
-    """Train a small network; returns it, its first state dict and what was logged."""
-    params = params.changed({"train": {mode: changes}})
-    names = [str(label) for label in range(10)]
-    rest, held = stratified(data.labels, 20 / len(data.labels), names, 0, "share")
-    torch.manual_seed(0)
-    network = network or build(params.model, 10)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    logged = []
-    train(
-        network, mode, data.take(rest), data.take(held), params, choose_device("cpu", 1),
-        lambda *row: logged.append(row),
-    )  # fmt: skip
-    return network, before, logged
+def weights(network) -> dict[str, bytes]:
+    return {key: value.cpu().numpy().tobytes() for key, value in network.state_dict().items()}
 
 
-def changes_in(network, before):
-    return {key: not torch.equal(value, before[key]) for key, value in network.state_dict().items()}
+@pytest.fixture
+def learn(params, stripes):
+    """Train a small network; returns it, its weights, which have changed, and what was logged."""
+
+    def learn(
+        mode, others=None, data=stripes, damage=None, device=CPU, log=None, kept=None, **settings
+    ):
+        changed = params.changed({"train": {mode: settings}}).changed(others or {})
+        torch.manual_seed(0)
+        network = build(changed.model, 10)
+        if damage:
+            damage(network)
+        before, logged = weights(network), []
+        learning = make_mode(mode, network, data, changed, device)
+        train(learning, data, log or (lambda *row: logged.append(row)), kept)
+        after = weights(network)
+        return network, after, {key for key in after if after[key] != before[key]}, logged
+
+    return learn
 
 
-def test_frozen_leaves_the_backbone_bit_for_bit_and_trains_the_head(params, stripes):
-    network, before, logged = run("frozen", params, stripes, epochs=2)
-    changed = changes_in(network, before)
-    assert any("running_mean" in key for key in changed if key.startswith("backbone."))
-    assert not any(changed[key] for key in changed if key.startswith("backbone."))
-    assert all(changed[key] for key in changed if key.startswith("head."))
+@pytest.mark.parametrize(("mode", "until"), [("frozen", 0), ("finetuned", 0), ("finetuned", 0.5)])
+def test_exactly_what_must_learn_changes(learn, mode, until):
+    """The statistics of the backbone's BatchNorm move for a share of the epochs."""
+    others = {"train": {"finetuned": {"batch_norm_until": float(until)}}}
+    network, _, changed, logged = learn(mode, others, epochs=2)
     assert [epoch for epoch, _ in logged] == [1, 2]
+    parameters = {name for name, _ in network.named_parameters()}
+    statistics = {key for key in network.state_dict() if re.search("running_|num_batches", key)}
+    head = {key for key in parameters | statistics if key.startswith("head.")}
+    learned = head | (parameters if mode == "finetuned" else set())
+    assert changed == learned | (statistics if until else set())
+    norms = network.backbone.features[0][1], network.head[0][1]
+    assert norms[0].num_batches_tracked == until * norms[1].num_batches_tracked
 
 
-def test_finetuned_trains_both_and_moves_batchnorm(params, stripes):
-    network, before, _ = run("finetuned", params, stripes, epochs=2)
-    assert all(changes_in(network, before).values())
-
-
-def test_batchnorm_of_the_backbone_moves_until_its_statistics_are_fixed(params, stripes):
-    for until, moves in ((0.0, False), (0.5, True)):
-        settings = {"epochs": 2, "batch_norm_until": until}
-        network, before, _ = run("finetuned", params, stripes, **settings)
-        changed = changes_in(network, before)
-        statistics = {key for key in changed if "running_" in key or "num_batches" in key}
-        assert all(changed[key] for key in changed.keys() - statistics)
-        assert all(changed[key] for key in statistics if key.startswith("head."))
-        assert {changed[key] for key in statistics if key.startswith("backbone.")} == {moves}
-        backbone, head = (
-            int(network.state_dict()[f"{part}.1.num_batches_tracked"])
-            for part in ("backbone.features.0", "head.0")
-        )
-        assert backbone == until * head
-
-
-def test_the_backbone_has_its_own_lower_learning_rate(params):
-    network = build(params.model, 10)
-    optimizers = make_optimizers(network, "finetuned", params)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = {p: group["lr"] for group in groups for p in group["params"]}
-    assert len(rates) == sum(len(group["params"]) for group in groups)
-    settings, shared = params.train.finetuned, params.train.shared
-    convolutions = [p for p in network.head.parameters() if p.ndim == 4]
-    rest = [p for p in network.head.parameters() if p.ndim != 4]
-    assert {rates[p] for p in convolutions} == {shared.muon_lr}
-    assert {rates[p] for p in rest} == {settings.head_lr}
-    assert {rates[p] for p in network.backbone.parameters()} == {settings.backbone_lr}
-    assert settings.backbone_lr < settings.head_lr
-
-
-@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
-def test_training_learns(params, stripes, mode):
-    params = params.changed({"train": {"finetuned": {"initial_scale": 1.0}}})
-    _, _, logged = run(mode, params, stripes, epochs=12)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shared", [{}, {"batch_size": 4096, "min_steps": 4}])
+def test_training_learns_also_of_fewer_images_than_a_batch(learn, mode, shared):
+    """On an accelerator, if there is one."""
+    others = {"train": {"finetuned": {"initial_scale": 1.0}, "shared": shared}}
+    *_, logged = learn(mode, others, device=set_up_torch("auto", 1), epochs=12)
     assert logged[-1][1]["train_accuracy"] > 0.5  # chance is 0.1
-    assert logged[-1][1]["train_loss"] < logged[0][1]["train_loss"]
 
 
-@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
-def test_the_seed_alone_decides_the_result(params, stripes, mode):
-    first, again, other = (
-        run(mode, params.changed({"seed": seed}), stripes)[0].state_dict() for seed in (0, 0, 1)
-    )
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not torch.equal(first["head.0.0.weight"], other["head.0.0.weight"])
+@pytest.mark.parametrize("mode", MODES)
+def test_on_the_cpu_the_seed_decides_and_bf16_does_not(learn, mode):
+    changes = ({}, {"train": {"bf16": False}}, {"seed": 1})
+    first, again, other = (learn(mode, change, epochs=2)[1:] for change in changes)
+    assert first == again
+    assert first != other
 
 
-def test_without_room_for_cached_features_they_are_computed_anew(params, stripes, monkeypatch):
-    backbone = build(params.model, 10).backbone
-    freeze(backbone)
-    shapes = []
-    for room in (batches.CACHE_BYTES, 0):
-        monkeypatch.setattr(batches, "CACHE_BYTES", room)
-        epoch = list(batches.cached_features(backbone, stripes, params)(0))
-        assert all(x.dtype == torch.float32 for x, _ in epoch)
-        shapes.append([x.shape for x, _ in epoch])
-        assert len(run("frozen", params, stripes, epochs=1)[2]) == 1
-    assert shapes[0] == shapes[1]
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupted_training_resumes_after_the_last_epoch_kept(learn, mode, tmp_path, capsys):
+    with pytest.raises(ZeroDivisionError):  # in epoch 3, before it is kept
+        learn(mode, log=lambda epoch, _: 1 / (3 - epoch), kept=tmp_path / "kept", epochs=4)
+    resumed = learn(mode, kept=tmp_path / "kept", epochs=4)
+    assert "resuming after epoch 2," in capsys.readouterr().out
+    assert resumed[1:] == learn(mode, epochs=4)[1:]
 
 
-def test_cached_features_are_what_the_backbone_extracts(params, stripes):
-    params = params.changed({"train": {"shared": {"batch_size": len(stripes.labels)}}})
-    backbone = build(params.model, 10).backbone
-    freeze(backbone)
-    [(features, labels)] = batches.cached_features(backbone, stripes, params)(0)
-    order = batches.shuffled_batches(340, params, batches.random_stream(params.seed, 0, 0, 0))[0]
-    images = batches.augment(
-        stripes.images, torch.arange(256), params.train.shared.max_shift,
-        batches.random_stream(params.seed, 1, 0, 0),
-    )  # fmt: skip
-    wanted = backbone(to_input(images, params.model.image_size))
-    place = {int(i): n for n, i in enumerate(order)}
-    got = features[[place[i] for i in range(256)]]
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)  # float16 in between
-    assert (labels == stripes.labels[order]).all()
+def test_optimizers_and_their_schedule_resume_exactly(params):
+    networks = build(params.model, 10), build(params.model, 10)
+    peaks, shared = {"head": 0.01, "backbone": 0.001}, params.train.shared
+    whole, resumed = (Updates(network, peaks, shared, steps=6) for network in networks)
+    for step in range(6):
+        if step == 3:
+            networks[1].load_state_dict(networks[0].state_dict())
+            resumed.load_state(copy.deepcopy(whole.state()))
+        for network, updates in ((networks[0], whole), (networks[1], resumed))[: 1 + step // 3]:
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=random_stream(step))
+            updates.step()
+        equal = all(map(torch.equal, *(network.parameters() for network in networks)))
+        assert [equal, whole.learning_rates() == resumed.learning_rates()] == [step >= 3] * 2
 
 
-@pytest.mark.parametrize(
-    ("count", "sizes", "most"),
-    [
-        (103, [10] * 10, 1),  # each image once, but three
-        (25, [10] * 7, 3),  # few images are passed over again
-        (4, [4] * 7, 7),  # fewer than a batch
-    ],
-)
-def test_an_epoch_has_each_image_equally_often(params, count, sizes, most):
-    shared = {"batch_size": 10, "min_steps": 7}
-    changed = params.changed({"train": {"shared": shared}})
-    drawn = batches.shuffled_batches(count, changed, torch.Generator().manual_seed(0))
-    assert [len(batch) for batch in drawn] == sizes
+def test_each_part_has_its_own_learning_rate(params):
+    network = build(params.model, 10)
+    optimizers = make_optimizers(network, {"head": 0.03, "backbone": 0.01}, params.train.shared)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    found = {p: (g["lr"], g["weight_decay"] > 0) for g in groups for p in g["params"]}
+    of_head = {2: 0.03, 1: 0.03, 4: params.train.shared.muon_lr}  # by the number of dimensions
+    head = {p: (of_head[p.ndim], p.ndim > 1) for p in network.head.parameters()}
+    assert found == head | {p: (0.01, p.ndim > 1) for p in network.backbone.parameters()}
+
+
+def test_cached_features_are_what_the_backbone_extracts(params, stripes, monkeypatch):
+    changes = {"model": {"batch_norm_momentum": 1.0}, "train": {"shared": {"batch_size": 340}}}
+    changed = params.changed(changes)
+    network = build(changed.model, 10)
+    network.mean += 0.1
+    network.train()(to_input(stripes.images, 32, network.mean, network.std))
+    frozen = make_mode("frozen", network, stripes, changed, CPU)
+    some = torch.arange(256)
+    for epoch, view in enumerate([0, 1, 0]):  # each view in turn
+        [(x, labels)] = frozen.batches(epoch)
+        [order] = modes.shuffled_batches(340, 1, 340, random_stream(0, 0, epoch, 0))
+        assert torch.equal(labels, stripes.labels[order])
+        images = modes.shift_and_flip(stripes.images, some, 4, random_stream(0, 1, view, 0))
+        wanted = network.backbone(to_input(images, 32, network.mean, network.std))
+        got = x[order.argsort()][some]  # rounded to float16
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+    room = frozen.views * x.nbytes // 2
+    for cached, enough in ((True, room), (False, room - 1)):
+        monkeypatch.setattr(modes, "CACHE_BYTES", enough)
+        [(other, _)] = modes.Frozen(network, stripes, changed).batches(2)
+        assert (other.shape, other.dtype) == (x.shape, torch.float32)
+        assert torch.equal(other, x) == cached  # else augmented anew
+
+
+def test_images_grow_to_their_full_size(params, stripes):
+    for mode, size, wanted in (
+        ("finetuned", 32, [16, 16, 16, 32, 32, 32]),
+        ("finetuned", 100, [48, 64, 64, 80, 96, 100]),
+        ("frozen", 100, [100] * 6),
+    ):
+        changed = params.changed({"model": {"image_size": size}})
+        learning = make_mode(mode, build(changed.model, 10), stripes, changed, CPU)
+        assert [learning.image_size(epoch) for epoch in range(6)] == wanted
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(103, [10] * 10), (25, [10] * 7), (4, [4] * 7)])
+def test_an_epoch_has_each_image_equally_often(params, count, sizes):
+    changed = params.changed({"train": {"shared": {"batch_size": 10, "min_steps": 7}}})
+    data = Split(NOISE[:count], torch.arange(count))
+    learning = make_mode("finetuned", build(params.model, 10), data, changed, CPU)
+    drawn = [labels for _, labels in learning.batches(0)]
+    assert [len(labels) for labels in drawn] == sizes
     times = torch.cat(drawn).bincount(minlength=count)
-    assert times.max() == most
     assert times.max() - times.min() <= 1
 
 
-@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
-def test_training_on_fewer_images_than_a_batch(params, stripes, mode):
-    params = params.changed({"train": {"shared": {"batch_size": 4096, "min_steps": 10}}})
-    _, _, logged = run(mode, params, stripes, epochs=4)
-    assert logged[-1][1]["train_loss"] < logged[0][1]["train_loss"]
+@pytest.mark.parametrize("most", [0, 4])
+def test_augmentation_is_a_mirrored_shift_and_a_flip(most):
+    index = torch.randperm(500, generator=random_stream(1))
+    got = modes.shift_and_flip(NOISE, index, most, random_stream(2)).numpy()
+    flips, shifts = 0, set()
+    for image, original in zip(got, NOISE[index].numpy(), strict=True):
+        padded = np.pad(original, ((most, most), (most, most), (0, 0)), mode="reflect")
+        [(shift, flip)] = [
+            ((dy, dx), flip)
+            for dy in range(2 * most + 1)
+            for dx in range(2 * most + 1)
+            for flip in (1, -1)
+            if (padded[dy : dy + 32, dx : dx + 32][:, ::flip] == image).all()
+        ]
+        shifts.add(shift)
+        flips += flip < 0
+    assert 200 < flips < 300
+    assert len(shifts) == (2 * most + 1) ** 2
 
 
-def test_images_grow_to_their_full_size(params):
-    sizes = [batches.image_size_in(epoch, "finetuned", params) for epoch in range(6)]
-    assert sizes == [16, 16, 16, 32, 32, 32]
-    large = params.changed({"model": {"image_size": 100}})
-    sizes = [batches.image_size_in(epoch, "finetuned", large) for epoch in range(6)]
-    assert sizes == [48, 64, 64, 80, 96, 100]
-    assert [batches.image_size_in(epoch, "frozen", large) for epoch in range(3)] == [100] * 3
-
-
-def test_bf16_changes_nothing_on_the_cpu(params, stripes):
-    one, other = (
-        run("finetuned", params.changed({"train": {"bf16": bf16}}), stripes, epochs=1)[0]
-        for bf16 in (True, False)
-    )
-    assert not any(changes_in(one, other.state_dict()).values())
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_the_input_is_what_torchvision_makes_of_an_image(size):
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    steps = [ToPILImage(), Resize((size, size)), ToTensor(), Normalize(mean, std)]
+    reference = torch.stack([Compose(steps)(image.numpy()) for image in NOISE[:4]])
+    got = to_input(NOISE[:4], size, torch.tensor(mean), torch.tensor(std))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    one_level = 1 / 255 / min(std)  # PIL may round the other way
+    torch.testing.assert_close(got, reference, atol=1.01 * one_level, rtol=0)
+    assert (got - reference).abs().mean() < 0.1 * one_level
 
 
 @pytest.mark.parametrize("warm_up", [0.0, 0.2, 1.0])
 def test_the_learning_rate_rises_then_falls(warm_up):
-    shares = [slanted_triangle(step, 100, warm_up) for step in range(100)]
-    peak = shares.index(max(shares))
-    assert max(shares) == 1.0
-    assert peak == max(0, 100 * warm_up - 1)
-    assert shares[:peak] == sorted(shares[:peak])
-    assert shares[peak:] == sorted(shares[peak:], reverse=True)
-    assert min(shares) > 0
+    rates = [slanted_triangle(step, 100, warm_up) for step in range(100)]
+    peak = max(0, round(100 * warm_up) - 1)
+    assert (rates[peak], max(rates), min(rates) > 0) == (1, 1, True)
+    assert rates[: peak + 1] == sorted(set(rates[: peak + 1]))
+    assert rates[peak:] == sorted(set(rates[peak:]), reverse=True)
 
 
 @pytest.mark.parametrize("shape", [(128, 360), (300, 20), (5, 5)])
 def test_an_orthogonalised_matrix_has_singular_values_near_1(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    before, after = (torch.linalg.svdvals(m) for m in (matrix, orthogonalise(matrix, steps=8)))
+    matrix = torch.randn(shape, generator=random_stream(0))
+    got = orthogonalise(matrix, steps=8)
+    u, before, v = torch.linalg.svd(matrix, full_matrices=False)
+    after = torch.linalg.svdvals(got)
     assert before.max() > 2  # far from 1
     assert ((after > 0.6) & (after < 1.3)).all()
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    assert torch.nn.functional.cosine_similarity(
-        orthogonalise(matrix, steps=8).flatten(), (u @ v).flatten(), dim=0
-    ) > 0.95  # fmt: skip
+    assert F.cosine_similarity(got.flatten(), (u @ v).flatten(), dim=0) > 0.95
 
 
-def test_the_temperature_of_over_and_under_confident_logits():
-    draw = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(20_000, 5, generator=draw)
-    labels = torch.multinomial(logits.softmax(1), 1, generator=draw).flatten()
-    for factor in (0.2, 1.0, 3.0):
-        assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
+@pytest.mark.parametrize("factor", [0.2, 1.0, 3.0])
+def test_the_temperature_undoes_over_and_under_confidence(factor):
+    logits = 2 * torch.randn(20_000, 5, generator=random_stream(0))
+    labels = torch.multinomial(logits.softmax(1), 1, generator=random_stream(1)).flatten()
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
 
 
-def test_calibration_keeps_the_predictions_and_lowers_the_loss(params, stripes):
-    network = run("finetuned", params, stripes, epochs=4)[0]
-    with torch.no_grad():
-        network.head[-1].weight *= 20  # far too confident
-    before = predict(network, stripes.images, 32)
-    temperature = calibrate(network, stripes, 32)
-    after = predict(network, stripes.images, 32)
-    assert temperature > 1
-    assert torch.equal(before.argmax(1), after.argmax(1))
-    loss = torch.nn.functional.cross_entropy
-    assert loss(after, stripes.labels) < loss(before, stripes.labels)
-    torch.testing.assert_close(after, before / temperature, rtol=1e-3, atol=1e-3)
+def test_calibration_lowers_the_loss_and_says_when_its_bounds_decide(learn, stripes, capsys):
+    network, *_ = learn("finetuned", epochs=4)
+    for factor, bound in ((10, False), (1000, True)):
+        network.head[-1].weight.data *= factor
+        before = predict(network, stripes.images, 32)
+        temperature = calibrate(network, stripes, 32)
+        after = predict(network, stripes.images, 32)
+        torch.testing.assert_close(after, before / temperature, rtol=1e-3, atol=1e-3)
+        assert F.cross_entropy(after, stripes.labels) < F.cross_entropy(before, stripes.labels)
+        assert ("340 validation images do not" in capsys.readouterr().out) == bound
 
 
-class TestRefusals:
-    def test_a_single_image(self, params, stripes):
-        network = build(params.model, 10)
-        one = stripes.take(torch.arange(1))
-        message = refusal(lambda: train(network, "frozen", one, one, params, CPU, print))
-        assert message == (
-            "train.shared.images = None: each of the 1 processes needs two training images or "
-            "more; there are 1"
-        )
+@pytest.mark.parametrize(
+    ("words", "mode", "given"),
+    [
+        *((f"{mode} epoch 1/2, step 1: the loss is nan at learning rates 0.", mode,
+           {"damage": lambda network: nn.init.constant_(network.head[-1].bias, float("inf"))})
+          for mode in MODES),
+        (r"frozen epoch 2/2: outputs \[0, 1, .* are dead units", "frozen",
+         {"damage": lambda network: nn.init.constant_(network.head[0][1].bias, -1e6)}),
+        (r"backbone\..* has changed although it belongs to a frozen", "frozen",
+         {"damage": lambda network: network.head.register_forward_hook(
+             lambda *_: setattr(network.backbone.features[0][1].bias, "data", torch.ones(16)))}),
+        (r"train\.shared\.max_shift = 16: the images have only 16 pixels a side", "frozen",
+         {"data": TINY, "others": {"train": {"shared": {"max_shift": 16}}}}),
+        (r"train\.finetuned\.initial_scale = 0\.5: .* no feature map of .* 16 pixels", "finetuned",
+         {"others": {"model": {"name": "squeezenet1_1", "blocks": None}}}),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(learn, words, mode, given):
+    assert re.match(words, refusal(lambda: learn(mode, epochs=2, **given)))
 
-    def test_the_largest_shift(self, params, stripes):
-        changed = params.changed({"train": {"shared": {"max_shift": 31}}})
-        assert run("frozen", changed, stripes, epochs=1)[2]
 
-    def test_a_shift_by_more_than_the_image(self, params):
-        params = params.changed({"train": {"shared": {"max_shift": 16, "batch_size": 4}}})
-        tiny = Split(torch.zeros(8, 16, 16, 3, dtype=torch.uint8), torch.arange(8))
-        network = build(params.model, 10)
-        start = functools.partial(train, network, "frozen", tiny, tiny, params, CPU, print)
-        message = refusal(start)
-        assert "train.shared.max_shift = 16: the images have only 16 pixels" in message
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+def test_a_device_that_torch_does_not_find_is_refused(device):
+    reason = r" \(.+\)" if device == "cuda" else ""  # no driver, or a build without CUDA
+    words = rf"train\.device = '{device}': torch finds no accelerator{reason}; use auto or cpu"
+    assert re.fullmatch(words, refusal(lambda: set_up_torch(device, 1)))
 
-    @pytest.mark.parametrize("mode", ["frozen", "finetuned"])
-    def test_a_loss_that_is_not_finite(self, params, stripes, mode):
-        network = build(params.model, 10)
-        with torch.no_grad():
-            network.head[-1].bias.fill_(float("inf"))
-        message = refusal(lambda: run(mode, params, stripes, network))
-        assert message.startswith(f"{mode} epoch 1/6, step 1: the loss is nan at learning rates 0.")
 
-    def test_a_learning_rate_that_is_too_high(self, params, stripes):
-        network = build(params.model, 10)
-        with torch.no_grad():
-            network.head[-1].weight *= 1e38
-        message = refusal(lambda: run("frozen", params, stripes, network, head_lr=1.0))
-        assert "the loss is" in message
-
-    def test_dead_units(self, params, stripes):
-        network = build(params.model, 10)
-        network.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(160, 8), nn.ReLU(), nn.Linear(8, 10)
-        )  # fmt: skip
-        with torch.no_grad():
-            network.head[1].bias.fill_(-1e6)
-        message = refusal(lambda: run("frozen", params, stripes, network))
-        assert re.match(r"frozen epoch 1/6: outputs \[0, 1, .* are dead units", message)
-
-    def test_a_frozen_backbone_that_changed(self, params, stripes):
-        class Restless(nn.Module):
-            """Changes with every image, in eval mode, too."""
-
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("count", torch.zeros(1))
-
-            def forward(self, x):
-                self.count += 1
-                return x
-
-        network = build(params.model, 10)
-        network.backbone.add_module("restless", Restless())
-        assert "backbone has changed" in refusal(lambda: run("frozen", params, stripes, network))
-
-    @pytest.mark.parametrize("free", [10**7, 10**9])
-    def test_what_cannot_fit_into_memory(self, params, stripes, monkeypatch, free):
-        monkeypatch.setattr(checks, "free_memory", lambda: free)
-        large = {"train": {"shared": {"batch_size": 300}}, "model": {"image_size": 112}}
-        params = params.changed(large)
-        message = refusal(lambda: run("finetuned", params, stripes))
-        words = "train.shared.batch_size = 300, model.image_size = 112: a step needs about"
-        assert words in message
-
-    @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
-    @pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
-    def test_a_device_that_torch_does_not_find(self, device):
-        message = refusal(lambda: choose_device(device, 1))
-        reason = r" \(.+\)" if device == "cuda" else ""  # no driver, or a build without CUDA
-        words = rf"train\.device = '{device}': torch finds no accelerator{reason}; use auto or cpu"
-        assert re.fullmatch(words, message)
-
-    def test_a_share_too_small_for_each_class_is_refused_before_training(self, project):
-        set_params(project, {"train": {"shared": {"validation_share": 0.01}}})
-        output = dvc(project, "repro", "train@frozen", fails=True)
-        assert "error: train.shared.validation_share = 0.01: draws 4 of 400 images" in output
-        assert "Traceback" not in output
+def test_too_few_images_of_a_class_are_refused_in_one_line(project):
+    set_params(project, {"train": {"shared": {"validation_share": 0.01}}})
+    words = "error: train.shared.validation_share = 0.01: draws 4 of 400 images"
+    assert stage(project, "train frozen").stderr.startswith(words)
