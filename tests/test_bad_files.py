@@ -4,7 +4,6 @@ import importlib
 import os
 import pickle
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from test_sources import make_official
 
 from transfer.common.errors import exit_cleanly
 from transfer.common.paths import BACKBONE, PREDICTIONS, PREPARED, curves_path, model_path
+from transfer.model import classifier, cut
 
 pytestmark = pytest.mark.faults
 BATCHES, CLASSES = Path("cifar-10-batches-py"), PREPARED / "classes.json"
@@ -37,14 +37,13 @@ def flip(path: Path) -> None:
     """Turn the highest bit of a byte in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x80
-    path.unlink()  # it may be a link into DVC's cache
     path.write_bytes(content)
 
 
 def reshape(path: Path) -> None:
     """Write a file of the same kind that holds something of another shape."""
     if path.suffix == ".npy":
-        np.save(path, np.load(path)[:-1])
+        np.save(path, np.load(path)[..., None])
     elif path.suffix in (".pth", ".safetensors"):
         load, save = (torch.load, torch.save) if path.suffix == ".pth" else (load_file, save_file)
         save({key: value.flatten()[:1] for key, value in load(path).items()}, path)
@@ -52,9 +51,7 @@ def reshape(path: Path) -> None:
         path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] * 2)
 
 
-class Trap:
-    """When this is unpickled, it makes a file."""
-
+class Trap:  # when it is unpickled, it makes a file
     def __reduce__(self):
         return open, ("sprung", "w")
 
@@ -63,6 +60,7 @@ DAMAGES = {  # and of which files no reader can see it
     "missing": (Path.unlink, [".png"]),
     "empty": (lambda path: path.write_bytes(b""), []),
     "truncated": (lambda path: os.truncate(path, path.stat().st_size // 3), []),
+    "cut by a byte": (lambda path: os.truncate(path, path.stat().st_size - 1), [".png", ".json"]),
     "bit flipped": (flip, [".npy", ".safetensors", ".csv", ".tsv"]),
     "another type": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), []),
     "another shape": (reshape, [".png"]),
@@ -75,19 +73,22 @@ DAMAGES = {  # and of which files no reader can see it
 def test_a_bad_file_is_named_and_nothing_is_written(project, monkeypatch, name, path):
     monkeypatch.chdir(project)
     make_official(project, monkeypatch)
-    shutil.copy(BACKBONE, "weights/w.safetensors")
-    torch.save(load_file(BACKBONE), "weights/w.pth")
+    state = cut(classifier("mobilenet_v3_small"), 5).state_dict()
+    save_file(state, "weights/w.safetensors")
+    torch.save(state, "weights/w.pth")
     source = "official.md5" if BATCHES in path.parents else "stripes"
-    weights = path.as_posix() if path.stem == "w" else None
-    set_params(project, {"data": {"source": source}, "model": {"weights": weights}})
-    stage = importlib.import_module(f"stages.{name}")
+    model = {"weights": path.as_posix() if path.stem == "w" else None}
+    train = {"threads": 1, "frozen": {"epochs": 1}}
+    set_params(project, {"data": {"source": source}, "model": model, "train": train})
+    main, mode = importlib.import_module(f"stages.{name}").main, ["frozen"] * (name == "train")
+    main(*mode)  # without damage, it runs
     original = path.read_bytes()
     for damage, (do, unseen) in DAMAGES.items():
         if path.suffix not in unseen:
             do(path)
             before = contents(project)
             with pytest.raises(SystemExit) as ended:
-                exit_cleanly(lambda: stage.main(*["frozen"] * (name == "train")))
+                exit_cleanly(lambda: main(*mode))
             assert re.fullmatch(f"error: .*({path.stem}|{PREPARED}).*", ended.value.code), damage
             assert contents(project) == before, damage
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
