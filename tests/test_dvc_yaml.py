@@ -104,7 +104,7 @@ def test_params_are_the_settings_that_the_stage_reads(lock, project, monkeypatch
         ("transfer/metrics.py", "BINS = 15", "BINS = 10", {"evaluate"}),
         ("transfer/fetch.py", "TRIES = 4", "TRIES = 5", {"download", "backbone"}),
         ("transfer/sources/folders.py", "SHOWN = 10", "SHOWN = 9", {"download"}),
-        ("transfer/pretrained.py", '"module."', '"modul."', {"backbone"}),
+        ("transfer/pretrained.py", '"model_state"', '"model_states"', {"backbone"}),
         ("transfer/architecture.py", "THE ORIGINAL", "ORIGINAL", {"backbone"}),
         ("transfer/training/loop.py", ".isfinite()", ".isfinite( )",
          {"train@frozen", "train@finetuned"}),

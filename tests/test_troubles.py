@@ -223,10 +223,12 @@ def test_what_ends_a_stage_ends_it_also_inside_c_code(project):
 def test_a_stage_whose_dvc_is_gone_before_it_starts_ends(project):
     """A process stands for DVC: it starts the stage as DVC does, and is gone at once."""
     code = (
-        "import os, subprocess, sys; os.environ['DVC_STAGE'] = 'train@frozen'; "
+        "import os, pathlib, subprocess, sys; os.environ['DVC_STAGE'] = 'train@frozen'; "
+        "lock = pathlib.Path('.dvc/tmp/rwlock'); lock.write_text('{\"pid\": %d}' % os.getpid()); "
         "print(subprocess.Popen([sys.executable, '-m', 'stages.train', 'frozen']).pid)"
     )
     (project / "models/frozen.safetensors").unlink()
+    set_params(project, {"train": {"frozen": {"epochs": 300}}})  # takes much longer than to notice
     with start(project, "-c", code) as child:
         number = int(child.stdout.readline())
         child.stdout.read()  # until the stage has also ended
