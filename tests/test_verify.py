@@ -28,8 +28,8 @@ ALTERED = {
 NAMED = ["figures different", "lock: figures", "lock: metrics/eval", "lock: transfer/figures.py"]
 RUNS = [  # where in its repository, what is changed in it, the status, what the report says
     ("", {"params.yaml": (rb"\Z", b"# a comment\n")}, 0, [": identical", *STAGES]),
-    pytest.param("deep/project", ANOTHER_CPU, 0, ["NOTICE"], marks=pytest.mark.faults),
-    pytest.param("", ALTERED, 1, NAMED, marks=pytest.mark.faults),
+    pytest.param("deep/project", ANOTHER_CPU, 0, ["NOTICE"]),
+    pytest.param("", ALTERED, 1, NAMED),
 ]
 HASH = '("path": "{}", "hash": "md5", "md5": ")'
 CHANGES = [  # of the committed results in all places or in one, the verdict, what is reported
@@ -59,6 +59,7 @@ def reproduced(tmp_path_factory):
     return folder
 
 
+@pytest.mark.faults  # as all tests of a whole run: its project takes half a minute to make
 @pytest.mark.parametrize(("path", "committed", "words"), REFUSED)
 def test_what_cannot_be_compared_is_refused(project, tmp_path, path, committed, words):
     (shutil.rmtree if (project / path).is_dir() else os.unlink)(project / path)
@@ -69,6 +70,7 @@ def test_what_cannot_be_compared_is_refused(project, tmp_path, path, committed, 
     assert words in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("place", "edits", "status", "words"), RUNS)
 def test_a_run_from_scratch(project, tmp_path, place, edits, status, words):
     folder = tmp_path / "whole" / place
