@@ -28,8 +28,8 @@ ALTERED = {
 NAMED = ["figures different", "lock: figures", "lock: metrics/eval", "lock: transfer/figures.py"]
 RUNS = [  # where in its repository, what is changed in it, the status, what the report says
     ("", {"params.yaml": (rb"\Z", b"# a comment\n")}, 0, [": identical", *STAGES]),
-    pytest.param("deep/project", ANOTHER_CPU, 0, ["NOTICE"]),
-    pytest.param("", ALTERED, 1, NAMED),
+    ("deep/project", ANOTHER_CPU, 0, ["NOTICE"]),
+    ("", ALTERED, 1, NAMED),
 ]
 HASH = '("path": "{}", "hash": "md5", "md5": ")'
 CHANGES = [  # of the committed results in all places or in one, the verdict, what is reported
