@@ -60,6 +60,7 @@ lint: setup  ## check style, format, types and the GitHub workflow
 	ruff check
 	ruff format --check
 	mypy stages transfer tools benchmarks
+	mypy --platform win32 stages transfer tools benchmarks
 	zizmor --offline --quiet .github/workflows
 
 lock:  ## compile both requirements.txt from pyproject.toml (needs uv)

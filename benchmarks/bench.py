@@ -17,12 +17,12 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
-from benchmarks.peers import BACKBONE, PEERS, new_network
+from benchmarks.peers import PEERS, new_network
 from transfer import figures
 from transfer.common.dataset import load_classes, load_split, stratified
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_json
-from transfer.common.paths import COST, PREPARED
+from transfer.common.paths import COST, PREPARED, model_path
 from transfer.common.run import machine
 from transfer.common.settings import MODES, load_params, merge
 from transfer.inference import predict, set_up_torch
@@ -111,7 +111,7 @@ def measure(function: str, *arguments: object) -> dict[str, float]:
 
 
 def main() -> None:
-    missing = [path for path in (PREPARED, BACKBONE, COST) if not path.exists()]
+    missing = [path for path in (PREPARED, model_path("new"), COST) if not path.exists()]
     if missing:
         raise InputError(f"{missing[0]}: is needed; run make repro first")
     turns, contenders = range(REPEATS), [*PEERS, "pipeline"]

@@ -21,10 +21,10 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
-from transfer.common.paths import BACKBONE
+from transfer.common.paths import model_path
 from transfer.common.settings import load_params
 from transfer.fetch import assets_dir
-from transfer.model import IMAGENET, Network, build, freeze, load_backbone
+from transfer.model import IMAGENET, Network, freeze, load_network
 
 WORKERS = 2
 Tick = Callable[[], None]
@@ -33,9 +33,9 @@ Tick = Callable[[], None]
 def new_network(mode: str) -> Network:
     """The pretrained backbone, frozen in mode frozen, and a new head."""
     torch.manual_seed(0)
-    network = build(load_params().model, 10)
-    load_backbone(network, BACKBONE)
-    network.train()
+    cpu = torch.device("cpu")
+    network = load_network(load_params().model, 10, model_path("new"), cpu).train()
+    network.to(memory_format=torch.contiguous_format)  # as everybody has it
     if mode == "frozen":
         freeze(network.backbone)
     return network

@@ -1,0 +1,1 @@
+import transfer as transfer  # before torch

@@ -16,7 +16,7 @@ from transfer.common.paths import (
 from transfer.common.run import run_stage
 from transfer.common.settings import MODES, load_params
 from transfer.inference import predict, set_up_torch
-from transfer.model import freeze, load_trained, parameter_count
+from transfer.model import freeze, load_network, parameter_count
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     scores, recalls, correct, bins = {}, {}, {}, {}
     predictions = {"image": np.arange(len(labels)), "label": names[labels]}
     for mode in MODES:
-        network = load_trained(params.model, len(classes), model_path(mode), device)
+        network = load_network(params.model, len(classes), model_path(mode), device)
         if mode == "frozen":
             freeze(network.backbone)
         logits = predict(network, images, params.model.image_size)

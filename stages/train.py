@@ -11,7 +11,6 @@ from dvclive import Live
 from transfer.common.dataset import balanced, load_classes, load_split, stratified
 from transfer.common.files import replacing, write_json
 from transfer.common.paths import (
-    BACKBONE,
     PREPARED,
     curves_path,
     model_path,
@@ -20,7 +19,7 @@ from transfer.common.paths import (
 from transfer.common.run import run_stage
 from transfer.common.settings import load_params
 from transfer.inference import set_up_torch
-from transfer.model import build, load_backbone, save_weights
+from transfer.model import load_network, save_weights
 from transfer.training.checkpoint import checkpoint_path
 from transfer.training.loop import Log, train
 from transfer.training.modes import make_mode
@@ -63,10 +62,13 @@ def main(mode: str) -> None:
         rest = balanced(data.labels, rest, count, params.seed, "train.shared.images")
     validation = data.take(drawn)
 
-    torch.manual_seed(params.seed)
-    network = build(params.model, len(classes))
-    load_backbone(network, BACKBONE)
-    inputs = [Path("params.yaml"), Path(__file__), BACKBONE, PREPARED]
+    torch.manual_seed(params.seed)  # for layers that draw, such as dropout
+    # Fine-tuning starts where feature extraction ended: the random gradients of a new head would
+    # distort the backbone (Kumar et al., "Fine-Tuning can Distort Pretrained Features", 2022).
+    start = model_path(params.train.finetuned.start if mode == "finetuned" else "new")
+    network = load_network(params.model, len(classes), start, device)
+    network.temperature.fill_(1)  # it is fitted anew below
+    inputs = [Path("params.yaml"), Path(__file__), start, PREPARED]
     unfinished = checkpoint_path(mode, inputs, device, process_count())
     learning = make_mode(mode, network, data.take(rest), params, device)
     if rank() > 0:

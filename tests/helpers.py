@@ -15,7 +15,7 @@ from transfer.common.errors import InputError
 from transfer.common.settings import load_params, merge
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["download", "backbone", "train@frozen", "train@finetuned", "evaluate", "render"]
+STAGES = ["download", "network", "train@frozen", "train@finetuned", "evaluate", "render"]
 
 
 def start(folder: Path, *command: object, variables=None, **options) -> subprocess.Popen:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_sources import make_official
 
 from transfer.common.errors import exit_cleanly
-from transfer.common.paths import BACKBONE, PREDICTIONS, PREPARED, curves_path, model_path
+from transfer.common.paths import PREDICTIONS, PREPARED, curves_path, model_path
 from transfer.model import classifier, cut
 
 pytestmark = pytest.mark.faults
@@ -24,8 +24,8 @@ TRAIN, TEST = ([PREPARED / f"{name}_{kind}.npy" for kind in ("images", "labels")
 INPUTS = {
     "download": [BATCHES / "data_batch_1", BATCHES / "test_batch", BATCHES / "batches.meta",
                  Path("stripes/train/bird/00002.png")],
-    "backbone": [Path("weights/w.pth"), Path("weights/w.safetensors"), CLASSES],
-    "train": [*TRAIN, BACKBONE],
+    "network": [Path("weights/w.pth"), Path("weights/w.safetensors"), CLASSES],
+    "train": [*TRAIN, model_path("new")],
     "evaluate": [*TEST, model_path("frozen"), model_path("finetuned")],
     "render": [*TEST, PREDICTIONS, curves_path("frozen") / "plots/metrics/train_loss.tsv",
                curves_path("finetuned") / "plots/metrics/validation_accuracy.tsv"],
@@ -97,9 +97,10 @@ def test_a_bad_file_is_named_and_nothing_is_written(project, monkeypatch, name, 
 
 def test_one_bit_of_a_result_is_noticed_by_dvc_and_made_again(project):
     """What a reader could not see: DVC's hashes show it, and the stages make the same again."""
-    results = [project / path for path in (TEST[0], BACKBONE, model_path("frozen"), PREDICTIONS)]
+    models = (model_path("new"), model_path("frozen"))
+    results = [project / path for path in (TEST[0], *models, PREDICTIONS)]
     before = [path.read_bytes() for path in results]
     for path in results:
         flip(path)
-    assert ran(dvc(project, "repro")) == ["download", "backbone", "train@frozen", "evaluate"]
+    assert ran(dvc(project, "repro")) == ["download", "network", "train@frozen", "evaluate"]
     assert [path.read_bytes() for path in results] == before

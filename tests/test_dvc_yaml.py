@@ -38,9 +38,13 @@ def modules(dependency: str) -> set[Path]:
     return {file.relative_to(ROOT) for file in files if file.name != "__init__.py"}
 
 
-def test_packages_hold_nothing_but_modules():
-    assert [p for d in ("stages", "transfer") for p in ROOT.glob(f"{d}/**/__init__.py")
-            if p.read_bytes()] == []  # fmt: skip
+def test_packages_hold_nothing_that_results_depend_on():
+    """dvc.yaml does not name their __init__.py."""
+    for path in (*ROOT.glob("stages/**/__init__.py"), *ROOT.glob("transfer/**/__init__.py")):
+        code = ast.unparse(ast.parse(path.read_text(encoding="utf-8"))).splitlines()
+        assert [line for line in code if not line.startswith(("import ", '"""'))] in (
+            [], ["os.environ.setdefault('GOMP_SPINCOUNT', '1000')"]
+        )  # fmt: skip
 
 
 class Recorder:
@@ -102,16 +106,16 @@ def test_params_are_the_settings_that_the_stage_reads(lock, project, monkeypatch
     [
         ("transfer/figures.py", "#0072B2", "#000000", {"render"}),
         ("transfer/metrics.py", "BINS = 15", "BINS = 10", {"evaluate"}),
-        ("transfer/fetch.py", "TRIES = 4", "TRIES = 5", {"download", "backbone"}),
+        ("transfer/fetch.py", "TRIES = 4", "TRIES = 5", {"download", "network"}),
         ("transfer/sources/folders.py", "SHOWN = 10", "SHOWN = 9", {"download"}),
-        ("transfer/pretrained.py", '"model_state"', '"model_states"', {"backbone"}),
-        ("transfer/architecture.py", "THE ORIGINAL", "ORIGINAL", {"backbone"}),
+        ("transfer/pretrained.py", '"model_state"', '"model_states"', {"network"}),
+        ("transfer/architecture.py", "THE ORIGINAL", "ORIGINAL", {"network"}),
         ("transfer/training/loop.py", ".isfinite()", ".isfinite( )",
          {"train@frozen", "train@finetuned"}),
         ("transfer/inference.py", "CHUNK = 256", "CHUNK = 128",
          {"train@frozen", "train@finetuned", "evaluate"}),
         ("transfer/model.py", "2 * width", "width * 2",
-         {"backbone", "train@frozen", "train@finetuned", "evaluate"}),
+         {"network", "train@frozen", "train@finetuned", "evaluate"}),
         ("transfer/common/errors.py", "error: {", "Error: {", set(STAGES)),
         ("params.yaml", "views: 2", "views: 3", {"train@frozen"}),
         ("params.yaml", "max_shift: 4", "max_shift: 3", {"train@frozen", "train@finetuned"}),

@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_noticed_and_ignored(reproduced, fresh, capsys):
 def test_everything_that_decides_the_result_names_the_checkpoint(project, monkeypatch):
     monkeypatch.chdir(project)
     monkeypatch.setattr(checkpoint, "CODE", project / "transfer")
-    inputs = [Path("params.yaml"), Path("models/backbone.safetensors"), Path("data/prepared")]
+    inputs = [Path("params.yaml"), Path("models/new.safetensors"), Path("data/prepared")]
     name = functools.partial(checkpoint.checkpoint_path, "frozen", inputs)
     names = [name(), name(2), checkpoint.checkpoint_path("finetuned", inputs)]
     assert name() == names[0]

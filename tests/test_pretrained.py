@@ -109,7 +109,7 @@ def test_own_weights_must_be_whole_and_where_dvc_watches_them(tmp_path, monkeypa
 def test_dvc_notices_when_own_weights_change(project, features):
     set_params(project, {"model": {"weights": "weights/mine.pth"}})
     torch.save(features, project / "weights/mine.pth")
-    dvc(project, "repro", "backbone")
-    assert "up to date" in dvc(project, "status", "backbone")
+    dvc(project, "repro", "network")
+    assert "up to date" in dvc(project, "status", "network")
     torch.save(remade(features, convert=torch.neg), project / "weights/mine.pth")
-    assert "weights" in dvc(project, "status", "backbone")
+    assert "weights" in dvc(project, "status", "network")

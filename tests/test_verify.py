@@ -36,7 +36,7 @@ CHANGES = [  # of the committed results in all places or in one, the verdict, wh
     (HASH.format("models/frozen.safetensors"), r"\1f", 0, "within tolerance", "NOTICE"),
     (HASH.format("models/frozen.safetensors"), r"\1f", 1, "different", "evaluate.deps"),
     (HASH.format("data/prepared"), r"\1f", 0, "different", "data/prepared"),
-    (HASH.format("models/backbone.safetensors"), r"\1f", 0, "different", "models/backbone"),
+    (HASH.format("models/new.safetensors"), r"\1f", 0, "different", "models/new"),
     (HASH.format("transfer/common"), r"\1f", 0, "different", "render.deps"),
     ("-m stages.render", "-m other", 1, "different", "render.cmd"),
     ('"figures": ', '"seed": 1, "figures": ', 1, "different", "render.params.params.yaml.seed"),

@@ -9,12 +9,8 @@ from transfer.common.errors import InputError
 from transfer.common.paths import project_root
 
 GIT = {
-    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_GLOBAL": str(Path(__file__).with_suffix(".gitconfig")),
     "GIT_CONFIG_NOSYSTEM": "1",
-    # Any folder may be read, as the user's own settings might have said.
-    "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "safe.directory",
-    "GIT_CONFIG_VALUE_0": "*",
     **{f"GIT_{who}_NAME": "demo" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "demo@localhost" for who in ("AUTHOR", "COMMITTER")},
 }

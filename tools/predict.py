@@ -13,7 +13,7 @@ from transfer.common.errors import exit_cleanly, printable
 from transfer.common.paths import PREPARED, model_path
 from transfer.common.settings import MODES, load_params
 from transfer.inference import predict, set_up_torch
-from transfer.model import load_trained
+from transfer.model import load_network
 from transfer.sources.images import read_image
 
 DRAWN = Path("predictions.png")
@@ -35,7 +35,7 @@ def main() -> None:
     size = load_split(PREPARED, "test", classes).images.shape[1]
     images = np.stack([read_image(path, size) for path in paths])
     networks = {
-        mode: load_trained(params.model, len(classes), model_path(mode), device) for mode in MODES
+        mode: load_network(params.model, len(classes), model_path(mode), device) for mode in MODES
     }
 
     top = {}

@@ -26,7 +26,7 @@ from transfer.common.files import write_text
 from transfer.common.paths import COST, EVALUATION, FIGURES, METRICS
 
 # Their outputs are copied and cut, not computed, so they are the same on every machine.
-EXACT = ("download", "backbone")
+EXACT = ("download", "network")
 HEADLINES = {
     "identical": "Every output is the committed one, byte for byte.",
     "within tolerance": "NOTICE: some bytes differ, as on another kind of CPU; accuracies agree.",

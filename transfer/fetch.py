@@ -1,5 +1,6 @@
 """Files from outside: from the folder that ASSETS_DIR names, or downloaded; always checked."""
 
+import errno
 import http.client
 import os
 import socket
@@ -58,7 +59,9 @@ def fetch(url: str, path: Path, is_right: Callable[[Path], bool]) -> None:
                     return
                 reason = "its checksum is wrong"
             except (OSError, http.client.HTTPException) as error:
-                reason = str(getattr(error, "reason", error))
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
+                reason = str(error)
             finally:
                 socket.setdefaulttimeout(None)
             if number < TRIES:

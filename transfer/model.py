@@ -13,7 +13,7 @@ from torch.fx.experimental.optimization import matches_module_pattern
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, memory_is_exhausted
 from transfer.common.files import write_bytes
 from transfer.common.settings import ModelSettings
 
@@ -86,6 +86,11 @@ def cut(model: nn.Module, count: int | None) -> nn.Sequential:
     return backbone
 
 
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """Whether two ways to compute the same, float32, differ by no more than rounding may."""
+    return torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
 def check_blocks(settings: ModelSettings) -> None:
     """Raise InputError unless the kept blocks, one after another, compute what they compute inside
     torchvision's forward pass, which may do more between them, as that of vision transformers.
@@ -103,8 +108,10 @@ def check_blocks(settings: ModelSettings) -> None:
             count = len(outputs)
             backbone(image)
         pairs = zip(outputs[:count], outputs[count:], strict=True)
-        same = all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in pairs)
-    except Exception:  # a block that is given what it does not take raises whatever it meets
+        same = all(close(*pair) for pair in pairs)
+    except Exception as error:  # a block that is given what it does not take raises anything
+        if memory_is_exhausted(error):
+            raise
         same = False
     if not same:
         raise InputError(
@@ -157,10 +164,12 @@ def folded(backbone: nn.Module, x: Tensor) -> nn.Module:
         traced.recompile()
         with torch.no_grad():
             wanted, got = backbone.eval()(x), traced.eval()(x)
-        close = torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
-    except Exception:  # tracing runs the code of any backbone with stand-ins for tensors
-        close = False
-    return traced if close else backbone
+        same = close(got, wanted)
+    except Exception as error:  # tracing runs the code of any backbone with stand-ins for tensors
+        if memory_is_exhausted(error):
+            raise
+        same = False
+    return traced if same else backbone
 
 
 class Residual(nn.Module):
@@ -224,7 +233,9 @@ def measure_blocks(blocks: dict[str, nn.Module], image_size: int) -> dict[str, B
                     x = block.eval()(x)
                 shape = tuple(x.shape[1:])
                 macs = counter.get_total_flops() // 2  # one multiplies and one adds
-            except RuntimeError:
+            except RuntimeError as error:
+                if memory_is_exhausted(error):
+                    raise
                 x = None
         seen[name] = Block(type(block).__name__, shape, parameter_count(block), macs)
     return seen
@@ -239,11 +250,13 @@ class Network(nn.Module):
     """A backbone and the head on its feature map: float32 NCHW images -> logits (N, classes).
 
     `mean` and `std`, float32 (3,), are what the images must be normalised with, as those were that
-    the backbone was trained on: ImageNet's by default.
+    the backbone was trained on: ImageNet's by default. The head's logits are divided by
+    `temperature`, float32 (), which is 1 until the network is calibrated.
     """
 
     mean: Tensor
     std: Tensor
+    temperature: Tensor
 
     def __init__(
         self, backbone: nn.Module, head: nn.Sequential, normalisation: Channels = IMAGENET
@@ -253,12 +266,13 @@ class Network(nn.Module):
         self.head = head
         for name, values in normalisation.items():
             self.register_buffer(name, torch.tensor(values))
+        self.register_buffer("temperature", torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x))
+        return self.head(self.backbone(x)) / self.temperature
 
 
-def build(settings: ModelSettings, classes: int) -> Network:
+def build(settings: ModelSettings, classes: int, normalisation: Channels = IMAGENET) -> Network:
     """The network that `settings` describe, with random weights.
 
     Raises InputError where the image size leaves no feature map.
@@ -276,7 +290,8 @@ def build(settings: ModelSettings, classes: int) -> Network:
             f"model.name = {settings.name!r}, model.blocks = {settings.blocks}: the number of "
             f"channels, {shape[0]}, changes with the image size: the output is not (N, C, h, w)"
         )
-    network = Network(backbone, HEADS[settings.head](shape[0], classes, settings.head_width))
+    head = HEADS[settings.head](shape[0], classes, settings.head_width)
+    network = Network(backbone, head, normalisation)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             # torchvision's 0.01 in some networks averages over too many past steps.
@@ -324,16 +339,10 @@ def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     module.load_state_dict(loaded)
 
 
-def load_backbone(network: Network, path: Path) -> None:
-    """Load into `network` what the stage `backbone` saved to `path`, all except the head."""
-    head = {key: value for key, value in network.state_dict().items() if key.startswith("head.")}
-    fill(network, head | load_weights(path), str(path))
-
-
-def load_trained(
+def load_network(
     settings: ModelSettings, classes: int, path: Path, device: torch.device
 ) -> Network:
-    """The network that training saved to `path`, on `device`, as `build` describes it.
+    """The network that `save_weights` wrote to `path`, on `device`, as `build` describes it.
 
     Raises InputError when the file is missing or damaged, or holds another network.
     """

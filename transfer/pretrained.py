@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, memory_is_exhausted
 from transfer.common.files import file_digest, require_hashed
 from transfer.fetch import assets_dir, fetch, missing_asset
 
@@ -117,6 +117,8 @@ def _loaded(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # torch.load has no common base for what it raises on bad files
+        if memory_is_exhausted(error):
+            raise
         reason = getattr(error, "strerror", None) or (
             "it is damaged, or holds other objects than tensors, such as a whole pickled model or "
             "TorchScript, which could run code and is not read; save model.state_dict()"
@@ -127,10 +129,11 @@ def _loaded(path: Path) -> Any:
 def _unwrapped(state: Any) -> tuple[Any, list[str]]:
     """`state` without the containers and prefixes around it, and what these were."""
     changes = []
-    for container in CONTAINERS:
-        if isinstance(state, dict) and isinstance(state.get(container), dict):
-            state = state[container]
-            changes.append(f"what is in {container!r}")
+    while isinstance(state, dict) and (
+        found := [name for name in CONTAINERS if isinstance(state.get(name), dict)]
+    ):
+        state = state[found[0]]
+        changes.append(f"what is in {found[0]!r}")
     if isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
         prefix = min((PREFIXES.match(key)[0] for key in state), key=len)  # type: ignore[index]
         if prefix and all(key.startswith(prefix) for key in state):
@@ -143,5 +146,5 @@ def content_digest(state: dict[str, Tensor]) -> str:
     """sha256 over each key and the little-endian bytes of its tensor, in the keys' order."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        digest.update(key.encode() + state[key].cpu().contiguous().numpy().tobytes())
+        digest.update(key.encode() + state[key].flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

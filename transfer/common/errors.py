@@ -51,7 +51,7 @@ def exit_cleanly(main: Callable[[], object], fail: Callable[[str], object] = fai
     except KeyboardInterrupt:
         fail("interrupted")
     except (MemoryError, RuntimeError) as error:
-        if not _memory_is_exhausted(error):
+        if not memory_is_exhausted(error):
             raise
         fail(
             "not enough memory: lower train.shared.batch_size or model.image_size, or take fewer "
@@ -59,7 +59,11 @@ def exit_cleanly(main: Callable[[], object], fail: Callable[[str], object] = fai
         )
 
 
-def _memory_is_exhausted(error: Exception) -> bool:
-    """Python and NumPy raise MemoryError; torch raises RuntimeError, told apart by its words."""
-    words = ("out of memory", "allocate memory", "not enough memory")
+def memory_is_exhausted(error: Exception) -> bool:
+    """Whether memory is exhausted. Python and NumPy raise MemoryError; torch, and Python where it
+    cannot start a thread, raise RuntimeError, told apart by its words.
+
+    Whoever catches all errors of other code must ask, and raise such an error again.
+    """
+    words = ("out of memory", "allocate memory", "not enough memory", "start new thread")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 PREPARED = Path("data/prepared")
-BACKBONE = Path("models/backbone.safetensors")
 
 METRICS = Path("metrics")
 ARCHITECTURE = METRICS / "architecture.txt"
@@ -15,9 +14,9 @@ PREDICTIONS = METRICS / "predictions.csv"
 FIGURES = Path("figures")
 
 
-def model_path(mode: str) -> Path:
-    """The trained network of `mode`."""
-    return Path("models", f"{mode}.safetensors")
+def model_path(name: str) -> Path:
+    """The network `new`, with a new head on the pretrained backbone, or that of a mode."""
+    return Path("models", f"{name}.safetensors")
 
 
 def curves_path(mode: str) -> Path:

@@ -68,6 +68,7 @@ class FrozenSettings(Section):
 
 
 class FinetunedSettings(Section):
+    start: Literal["frozen", "new"]
     epochs: Epochs
     head_lr: LearningRate
     backbone_lr: LearningRate

@@ -24,6 +24,8 @@ def read_cifar10(listing: Path) -> tuple[dict[str, Split], list[str]]:
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()
         md5 = {name: digest for digest, name in (line.split() for line in lines)}
+        if missing := {name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)} - md5.keys():
+            raise ValueError(f"it lacks {min(missing)}")
     except (OSError, ValueError) as error:
         raise InputError(f"{listing}: must be what md5sum prints: {error}") from None
     root = assets_dir() or Path(torch.hub.get_dir(), "datasets")

@@ -17,6 +17,7 @@ TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev")
 # What systems and file managers leave behind. Hidden files do not count either.
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "lost+found"}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 SHOWN = 10  # names in one message
 
 
@@ -64,7 +65,7 @@ def find_splits(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
-        if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        if folder.is_file() and folder.suffix.lower() in ARCHIVES:
             problem = "is an archive; unpack it"
         raise _no_layout(folder, problem)
     entries = [entry for entry in sorted(folder.iterdir()) if not _is_system_file(entry.name)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, memory_is_exhausted
 
 # What the first bytes of files that are often taken for images look like.
 OTHER_KINDS = {
@@ -46,6 +46,8 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: is too large: {error}; scale it down") from None
     except Exception as error:  # decoders raise whatever they meet
+        if memory_is_exhausted(error):
+            raise
         reason = getattr(error, "strerror", None)  # the system's, when it cannot be read
         raise InputError(f"{path}: {reason or f'is damaged: {error!r}'}") from None
     return np.asarray(square)

@@ -135,7 +135,7 @@ class Finetuned(Mode):
     def fix_statistics(self) -> nn.Module:
         """The same network, with the same parameters, its BatchNorm folded into convolutions."""
         backbone = folded(self.network.backbone, self.example)
-        return in_all_processes(Network(backbone, self.network.head))
+        return in_all_processes(Network(backbone, self.network.head).to(self.example.device))
 
     def inputs(self, epoch: int, index: Tensor, generator: torch.Generator) -> Tensor:
         return self.augment(index, generator, self.image_size(epoch))

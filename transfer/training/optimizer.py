@@ -65,10 +65,7 @@ def make_optimizers(
         groups.append({"params": weights, "lr": peak, "weight_decay": settings.weight_decay})
         others = [p for p in learned if p.ndim <= 1]
         groups.append({"params": others, "lr": peak, "weight_decay": 0.0})
-    try:
-        adamw = torch.optim.AdamW(groups, fused=True)  # all parameters in one call, much faster
-    except RuntimeError:  # not on every accelerator
-        adamw = torch.optim.AdamW(groups)
+    adamw = torch.optim.AdamW(groups, fused=True)  # all parameters in one call, much faster
     muon = [Muon(convolutions, settings.muon_lr)] if convolutions else []
     return [*muon, adamw]
 

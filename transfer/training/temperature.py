@@ -29,9 +29,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def calibrate(network: Network, validation: Split, image_size: int) -> float:
-    """Fit the temperature on `validation`, and divide the last layer's weights and biases by it.
+    """Fit the temperature of `network` on `validation`, and return it.
 
-    The predictions stay the same, their confidence changes. Returns the temperature. Says so where
+    The predictions stay the same, their confidence changes. Says so where
     the images do not determine it: a bound does, or all are classified correctly, so that the
     cross-entropy always falls with the temperature.
     """
@@ -44,6 +44,5 @@ def calibrate(network: Network, validation: Split, image_size: int) -> float:
             "confident the model should be",
             flush=True,
         )
-    for parameter in network.head[-1].parameters():
-        parameter.div_(temperature)
+    network.temperature.fill_(temperature)
     return temperature
