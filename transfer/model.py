@@ -193,8 +193,15 @@ class MeanAndMax(nn.Module):
 
 
 def linear_head(channels: int, classes: int, width: int) -> nn.Sequential:
-    """The classical new last layer: global mean, then one linear layer. `width` is not used."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    """The classical new last layer: global mean, then one linear layer. `width` is not used.
+
+    Between them the features are standardised, as linear probes do, without parameters: otherwise
+    a training of a few epochs ends far from the layer's optimum (He et al., "Masked Autoencoders
+    Are Scalable Vision Learners", 2021, section A.1).
+    """
+    standardise = nn.BatchNorm1d(channels, affine=False)
+    last = nn.Linear(channels, classes)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), standardise, last)
 
 
 def conv_head(channels: int, classes: int, width: int) -> nn.Sequential:
