@@ -43,7 +43,7 @@ RUNS = {
     "train.shared.batch_size": st.integers(2, 90),
     "train.shared.min_steps": st.integers(1, 9),
     "train.shared.max_shift": st.integers(0, 31),
-    "train.shared.muon_lr": share,
+    "train.frozen.muon_lr": share,
     "train.shared.warm_up": st.floats(0, 1),
     "train.frozen.head_lr": share,
     "train.finetuned.head_lr": share,

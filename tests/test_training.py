@@ -6,15 +6,17 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import refusal, set_params, stage
+from helpers import ROOT, refusal, set_params, stage
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import Compose, Normalize, Resize, ToPILImage, ToTensor
 
 from transfer.common.dataset import Split
-from transfer.common.settings import MODES
+from transfer.common.settings import MODES, load_params
 from transfer.inference import predict, set_up_torch, to_input
-from transfer.model import build
+from transfer.model import Network, build, linear_head
 from transfer.training import modes
 from transfer.training.loop import train
 from transfer.training.modes import make_mode, random_stream
@@ -22,6 +24,7 @@ from transfer.training.optimizer import Updates, make_optimizers, orthogonalise,
 from transfer.training.temperature import calibrate, fit_temperature
 
 CPU = torch.device("cpu")
+DEFAULT = load_params(str(ROOT / "params.yaml"))
 NOISE = torch.randint(0, 256, (500, 32, 32, 3), dtype=torch.uint8, generator=random_stream(0))
 TINY = Split(NOISE[:8, :16, :16], torch.arange(8))
 
@@ -94,7 +97,7 @@ def test_interrupted_training_resumes_after_the_last_epoch_kept(learn, mode, tmp
 
 def test_optimizers_and_their_schedule_resume_exactly(params):
     networks = build(params.model, 10), build(params.model, 10)
-    peaks, shared = {"head": 0.01, "backbone": 0.001}, params.train.shared
+    peaks, shared = {"muon": 0.1, "head": 0.01, "backbone": 0.001}, params.train.shared
     whole, resumed = (Updates(network, peaks, shared, steps=6) for network in networks)
     for step in range(6):
         if step == 3:
@@ -110,12 +113,36 @@ def test_optimizers_and_their_schedule_resume_exactly(params):
 
 def test_each_part_has_its_own_learning_rate(params):
     network = build(params.model, 10)
-    optimizers = make_optimizers(network, {"head": 0.03, "backbone": 0.01}, params.train.shared)
+    peaks = {"muon": 0.1, "head": 0.03, "backbone": 0.01}
+    optimizers = make_optimizers(network, peaks, params.train.shared)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     found = {p: (g["lr"], g["weight_decay"] > 0) for g in groups for p in g["params"]}
-    of_head = {2: 0.03, 1: 0.03, 4: params.train.shared.muon_lr}  # by the number of dimensions
-    head = {p: (of_head[p.ndim], p.ndim > 1) for p in network.head.parameters()}
+    of_head = {2: 0.03, 1: 0.03, 4: 0.1}  # by the number of dimensions
+    head = {p: (of_head[p.ndim], p.ndim == 4) for p in network.head.parameters()}
     assert found == head | {p: (0.01, p.ndim > 1) for p in network.backbone.parameters()}
+
+
+def test_a_linear_head_reaches_the_optimum_of_logistic_regression():
+    """On the mean colours of four quadrants, which share the image's brightness; as often as not,
+    classes overlap. scikit-learn finds the optimum.
+    """
+    draw, labels = np.random.default_rng(0), np.arange(2000) % 4
+    tints = draw.normal(0, 15, (4, 2, 2, 3))[labels]
+    colours = 128 + tints + draw.normal(0, 30, (2000, 1, 1, 1)) + draw.normal(0, 20, tints.shape)
+    pixels = np.clip(colours, 0, 255).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    data = Split(torch.from_numpy(pixels), torch.from_numpy(labels))
+    torch.manual_seed(0)
+    quadrants = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.PixelUnshuffle(2))
+    network = Network(quadrants, linear_head(12, 4, 0))
+    shared = {"label_smoothing": 0.0, "min_steps": 100}
+    changes = {"model": {"image_size": 16}, "train": {"shared": shared, "frozen": {"views": 1}}}
+    learning = make_mode("frozen", network, data, DEFAULT.changed(changes), CPU)
+    train(learning, data, lambda *_: None)
+    features = learning.view(0).float()  # as they were trained on
+    best = LogisticRegression(C=1e9, max_iter=1000).fit(features.flatten(1), labels)
+    with torch.no_grad():
+        reached = F.cross_entropy(network.head(features), data.labels).item()
+    assert reached < log_loss(labels, best.predict_proba(features.flatten(1))) + 0.003
 
 
 def test_cached_features_are_what_the_backbone_extracts(params, stripes, monkeypatch):

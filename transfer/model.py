@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import matches_module_pattern
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
@@ -192,6 +193,22 @@ class MeanAndMax(nn.Module):
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
 
 
+class Standardise(nn.BatchNorm1d):
+    """Give each feature mean 0 and variance 1: (N, C) -> (N, C), without parameters.
+
+    BatchNorm would use the statistics of each batch in training: noise that no later layer needs.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                super().forward(x)  # brings the running statistics up to date
+        return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+
 def linear_head(channels: int, classes: int, width: int) -> nn.Sequential:
     """The classical new last layer: global mean, then one linear layer. `width` is not used.
 
@@ -199,9 +216,8 @@ def linear_head(channels: int, classes: int, width: int) -> nn.Sequential:
     a training of a few epochs ends far from the layer's optimum (He et al., "Masked Autoencoders
     Are Scalable Vision Learners", 2021, section A.1).
     """
-    standardise = nn.BatchNorm1d(channels, affine=False)
     last = nn.Linear(channels, classes)
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), standardise, last)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Standardise(channels), last)
 
 
 def conv_head(channels: int, classes: int, width: int) -> nn.Sequential:

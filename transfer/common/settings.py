@@ -57,12 +57,12 @@ class SharedSettings(Section):
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     max_shift: Annotated[int, Field(ge=0, le=31)]
-    muon_lr: LearningRate
     warm_up: Annotated[float, Field(ge=0, le=1)]
 
 
 class FrozenSettings(Section):
     epochs: Epochs
+    muon_lr: LearningRate
     head_lr: LearningRate
     views: Annotated[int, Field(ge=1, le=1000)]
 
@@ -70,6 +70,7 @@ class FrozenSettings(Section):
 class FinetunedSettings(Section):
     start: Literal["frozen", "new"]
     epochs: Epochs
+    muon_lr: LearningRate
     head_lr: LearningRate
     backbone_lr: LearningRate
     initial_scale: Annotated[float, Field(gt=0, le=1)]

@@ -29,7 +29,7 @@ class Mode(ABC):
     """
 
     name: str
-    learning_rates: dict[str, float]  # peak rates, by the parts of the network that learn
+    learning_rates: dict[str, float]  # peaks: of AdamW, by the parts that learn, and of Muon
 
     def __init__(self, network: Network, data: Split, params: Params):
         self.network, self.data, self.params = network, data, params
@@ -80,7 +80,7 @@ class Frozen(Mode):
 
     def __init__(self, network: Network, data: Split, params: Params):
         super().__init__(network, data, params)
-        self.learning_rates = {"head": self.settings.head_lr}
+        self.learning_rates = {"muon": self.settings.muon_lr, "head": self.settings.head_lr}
         freeze(network.backbone)
         self.backbone = folded(network.backbone, self.example)
         self.head = in_all_processes(network.head)
@@ -124,7 +124,11 @@ class Finetuned(Mode):
 
     def __init__(self, network: Network, data: Split, params: Params):
         super().__init__(network, data, params)
-        self.learning_rates = {"head": self.settings.head_lr, "backbone": self.settings.backbone_lr}
+        self.learning_rates = {
+            "muon": self.settings.muon_lr,
+            "head": self.settings.head_lr,
+            "backbone": self.settings.backbone_lr,
+        }
         self.moving_epochs = round(self.settings.batch_norm_until * self.settings.epochs)
         self.moving = in_all_processes(network)
         self.fixed = functools.cache(self.fix_statistics)

@@ -54,19 +54,23 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the head's convolutions, if it has any, and AdamW for the rest.
 
-    `learning_rates` has the peak rate of AdamW for "head" and, if it learns, for "backbone". As
-    usual, only weights decay: biases and BatchNorm's scales and shifts do not.
+    `learning_rates` has the peak rates of "muon", and of AdamW for "head" and, if it learns, for
+    "backbone". As usual, biases and BatchNorm's scales and shifts do not decay; nor do the weights
+    of the last layer, which decay keeps from its optimum (a linear head loses 2 points).
     """
+    last: Any = network.head[-1]
     convolutions = [p for p in network.head.parameters() if p.ndim == 4]
     groups = []
-    for part, peak in learning_rates.items():
+    for part in [part for part in ("head", "backbone") if part in learning_rates]:
+        peak = learning_rates[part]
         learned = list(network.get_submodule(part).parameters())
-        weights = [p for p in learned if p.ndim > 1 and (part != "head" or p.ndim != 4)]
+        of_adamw = [p for p in learned if part != "head" or p.ndim != 4]
+        weights = [p for p in of_adamw if p.ndim > 1 and p is not last.weight]
         groups.append({"params": weights, "lr": peak, "weight_decay": settings.weight_decay})
-        others = [p for p in learned if p.ndim <= 1]
+        others = [p for p in of_adamw if p.ndim <= 1 or p is last.weight]
         groups.append({"params": others, "lr": peak, "weight_decay": 0.0})
     adamw = torch.optim.AdamW(groups, fused=True)  # all parameters in one call, much faster
-    muon = [Muon(convolutions, settings.muon_lr)] if convolutions else []
+    muon = [Muon(convolutions, learning_rates["muon"])] if convolutions else []
     return [*muon, adamw]
 
 
