@@ -23,7 +23,7 @@ compare: setup  ## print accuracies, gain and changed settings of the last commi
 	@git --no-pager log -1 --format='Commit %h of %as, and the experiments that started from it:'
 	@dvc exp show --md --precision 4 --only-changed --sort-by finetuned.accuracy --sort-order desc \
 		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
-		--drop 'Created$$|Executor$$|.*/|(frozen|finetuned)\.|recall\.|gain_|mcnemar'
+		--drop 'Created$$|Executor$$|.*/|(frozen|finetuned)\.|gain_'
 
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show

@@ -7,6 +7,7 @@ from transfer.common.dataset import load_classes, load_split
 from transfer.common.files import write_csv, write_json
 from transfer.common.paths import (
     CALIBRATION,
+    DETAILS,
     EVALUATION,
     PER_CLASS,
     PREDICTIONS,
@@ -48,7 +49,9 @@ def main() -> None:
 
     for mode in MODES:
         write_csv(CALIBRATION / f"{mode}.csv", bins[mode])
-    write_json(EVALUATION, metrics.summary(scores, recalls, correct))
+    answer, details = metrics.summary(scores, correct)
+    write_json(EVALUATION, answer)
+    write_json(DETAILS, details)
     per_class = [{"class": name} | {m: recalls[m][name] for m in MODES} for name in classes]
     write_csv(PER_CLASS, per_class)
     rows = zip(*(column.tolist() for column in predictions.values()), strict=True)

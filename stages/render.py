@@ -1,6 +1,8 @@
 """Stage `render`: the figures in figures/."""
 
+import json
 import math
+from operator import eq
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from transfer import figures
 from transfer.common.dataset import load_classes, load_split
 from transfer.common.errors import InputError
 from transfer.common.files import read_csv, replacing
-from transfer.common.paths import FIGURES, PREDICTIONS, PREPARED, curves_path
+from transfer.common.paths import EVALUATION, FIGURES, PREDICTIONS, PREPARED, curves_path
 from transfer.common.run import run_stage
 from transfer.common.settings import MODES, load_params
 
@@ -45,6 +47,25 @@ def main() -> None:
         folder.mkdir()
         for name, figure in drawn.items():
             figures.save(figure, folder / f"{name}.png")
+    print_answer(first)
+
+
+def print_answer(first: dict[str, list]) -> None:
+    """Say what the metrics answer, and how many of the `first` test images each mode has right."""
+    try:
+        answer = {key: 100 * value for key, value in json.loads(EVALUATION.read_bytes()).items()}
+        found = [f"{mode} {answer[f'{mode}.accuracy']:.2f} %" for mode in MODES]
+        gain, low, high = (answer[key] for key in ("gain", "gain_low", "gain_high"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{EVALUATION}: cannot be read: {error!r}; run dvc repro") from None
+    right = {mode: sum(map(eq, first[mode], first["label"])) for mode in MODES}
+    counts = ", ".join(f"{mode} has {count} right" for mode, count in right.items())
+    print(
+        f"Accuracy on the test set: {', '.join(found)}: fine-tuning adds {gain:.2f} points (95 % "
+        f"interval {low:.2f} to {high:.2f})\nOf the first {len(first['label'])} test images, "
+        f"{counts}: {FIGURES / 'first_batch.png'}",
+        flush=True,
+    )
 
 
 def number(text: str) -> float:

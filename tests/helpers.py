@@ -1,5 +1,6 @@
 """What several test modules use."""
 
+import csv
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from PIL import Image
 from tools import demo
 from tools.isolated import environment, git
 from transfer.common.errors import InputError
-from transfer.common.settings import load_params, merge
+from transfer.common.settings import MODES, load_params, merge
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "network", "train@frozen", "train@finetuned", "evaluate", "render"]
@@ -56,6 +57,13 @@ def ran(output: str) -> list[str]:
 def stage(folder: Path, name: str, **variables: str) -> subprocess.CompletedProcess:
     """Run `python -m stages.NAME` in `folder`."""
     return python(folder, "-m", *f"stages.{name}".split(), **variables)
+
+
+def per_class(folder: Path) -> dict[str, dict[str, float]]:
+    """The recall of each class, by mode, in the results of `folder`."""
+    with (folder / "metrics/per_class.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {mode: {row["class"]: float(row[mode]) for row in rows} for mode in MODES}
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

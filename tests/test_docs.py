@@ -26,7 +26,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?(?!\.?\w)")
 SETTINGS = load_params(str(ROOT / "params.yaml"))
 SWEEPS = [f"docs/{path.name}" for path in DOCS if path.suffix == ".csv"]
-TABLES = ["metrics/evaluation.json", "benchmarks/results.json", *SWEEPS]
+TABLES = ["metrics/evaluation.json", "metrics/details.json", "benchmarks/results.json", *SWEEPS]
 UNNAMED = {"README.md": SWEEPS} | dict.fromkeys(GUIDES, TABLES[:1])  # without their names
 
 
@@ -39,7 +39,7 @@ def lines(table: str) -> list[set[str]]:
     """What one line of a page may hold: all about one value of what differs; of JSON, all."""
     text, known, runs = read(table), defaultdict(set), defaultdict(list)
     if table not in SWEEPS:
-        numbers = map(float, re.findall(r": (\d+\.\d.*?),?\n", text.partition('"recall"')[0]))
+        numbers = map(float, re.findall(r": (\d+\.\d.*?),?\n", text))
         return [{*re.findall(r"\d+", text), *printed(n * k for n in numbers for k in (1, 100))}]
     for row in csv.DictReader(text.splitlines()):
         value = next(setting for key, setting in row.items() if key != "seed")

@@ -1,9 +1,10 @@
 import csv
 import json
 import os
+import re
 
 import pytest
-from helpers import STAGES, dvc, edit, ran, stage
+from helpers import STAGES, dvc, edit, per_class, ran, stage
 from PIL import Image
 
 from transfer.common.settings import MODES
@@ -26,6 +27,11 @@ def test_repro_runs_every_stage_and_logs_plain_lines(reproduced):
     assert sorted(ran(log)) == sorted(STAGES)
     assert "\r" not in log
     assert "frozen epoch 1: train_loss" in log
+    assert re.search(
+        r"frozen \d+\.\d\d %, finetuned \d+\.\d\d %: fine-tuning adds -?\d+\.\d\d points .*\n"
+        r"Of the first 16 test images, frozen has \d+ right, .*: figures.first_batch.png\n",
+        log,
+    )
     costs = json.loads((reproduced / "metrics/cost.json").read_text())
     assert set(costs) == set(STAGES)
     assert 100 < costs["train@frozen"]["peak_mib"] < 4000
@@ -36,7 +42,10 @@ def test_the_metrics_answer_the_question_first(reproduced):
     values = json.loads((reproduced / "metrics/evaluation.json").read_text())
     assert list(values)[:3] == ["frozen.accuracy", "finetuned.accuracy", "gain"]
     assert values["gain"] == pytest.approx(values["finetuned.accuracy"] - values["frozen.accuracy"])
-    assert values["gain_ci_low"] <= values["gain"] <= values["gain_ci_high"]
+    assert values["gain_low"] <= values["gain"] <= values["gain_high"]
+    for line in dvc(reproduced, "metrics", "show").splitlines():
+        assert len(line) <= 100
+    values |= json.loads((reproduced / "metrics/details.json").read_text())
     assert values["finetuned.parameters"] == values["finetuned.trainable"] == 24_224 + 344_330
     assert values["frozen.trainable"] == 344_330
     with (reproduced / "metrics/predictions.csv").open(encoding="utf-8") as file:
@@ -47,7 +56,7 @@ def test_the_metrics_answer_the_question_first(reproduced):
         assert values[f"{mode}.accuracy"] == pytest.approx(correct)
         assert 0 <= values[f"{mode}.ece"] <= 1
         assert values[f"{mode}.loss"] > 0
-        recalls = values["recall"][mode]
+        recalls = per_class(reproduced)[mode]
         assert len(recalls) == 10
         assert sum(recalls.values()) / 10 == pytest.approx(correct)
 
@@ -77,10 +86,10 @@ def test_the_worked_example_is_one_line(project):
     small = "train.frozen.epochs=1 train.finetuned.epochs=1"
     changes = [f"-S{setting}" for setting in f"{settings} {small}".split()]
     assert sorted(ran(dvc(project, "exp", "run", *changes))) == sorted(STAGES)
-    values = json.loads((project / "metrics/evaluation.json").read_text())
+    values = json.loads((project / "metrics/details.json").read_text())
     assert values["frozen.trainable"] == 512 * 2 + 2
     assert values["frozen.parameters"] == values["finetuned.trainable"] == 11_177_538
-    assert list(values["recall"]["frozen"]) == ["cat", "dog"]
+    assert list(per_class(project)["frozen"]) == ["cat", "dog"]
 
 
 def test_a_bad_setting_stops_repro_before_any_work(project):

@@ -267,10 +267,10 @@ def test_statistics_hold_for_few_images():
         u = torch.rand(20, generator=draw)
         frozen, finetuned = (u < 0.9).numpy(), ((u < 0.85) | (u > 0.93)).numpy()
         got = compare(frozen, finetuned)
-        covered += got["gain_ci_low"] <= 0.02 <= got["gain_ci_high"]
+        covered += got["gain_low"] <= 0.02 <= got["gain_high"]
     assert covered >= 0.93 * 500
     same = torch.ones(20, dtype=torch.bool).numpy()
-    assert compare(same, same)["gain_ci_low"] < -0.1 < 0.1 < compare(same, same)["gain_ci_high"]
+    assert compare(same, same)["gain_low"] < -0.1 < 0.1 < compare(same, same)["gain_high"]
 
 
 def test_each_stage_records_its_machine_and_its_images(reproduced):

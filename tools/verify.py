@@ -23,7 +23,7 @@ from tabulate import tabulate
 from tools.isolated import environment, git
 from transfer.common.errors import InputError, exit_cleanly, printable
 from transfer.common.files import write_text
-from transfer.common.paths import COST, EVALUATION, FIGURES, METRICS
+from transfer.common.paths import COST, DETAILS, EVALUATION, FIGURES, METRICS
 
 # Their outputs are copied and cut, not computed, so they are the same on every machine.
 EXACT = ("download", "network")
@@ -80,14 +80,14 @@ def dvc(project: Path, *arguments: str, stdout: int | None = None) -> str:
 def results(project: Path) -> list[dict[str, Any]]:
     """The stages in dvc.lock, the metrics and the costs of `project`; all but the stages `flat`."""
     found = []
-    for name, parse in (("dvc.lock", yaml.safe_load), (EVALUATION, json.loads), (COST, json.loads)):
-        try:
-            found.append(dict(parse((project / name).read_text(encoding="utf-8"))))
+    for name in ("dvc.lock", EVALUATION, DETAILS, COST):
+        try:  # JSON is YAML
+            found.append(dict(yaml.safe_load((project / name).read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             reason = f"{name}: cannot be read: {error!r}; run dvc repro and commit its results"
             raise InputError(reason) from None
-    lock, metrics, cost = found
-    return [lock.get("stages", {}), flat(metrics), flat(cost)]
+    lock, answer, details, cost = found
+    return [lock.get("stages", {}), answer | details, flat(cost)]
 
 
 def compare(old: list, new: list, altered: list[str], tolerance: float) -> tuple[str, str]:
@@ -146,7 +146,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def agree(name: str, old: Any, new: Any, tolerance: float) -> bool:
     """Whether the metric `name` may change from `old` to `new`. Most are only shown."""
     limits = {"accuracy": tolerance, "gain": tolerance, "parameters": 0, "trainable": 0}
-    kind = "recall" if name.startswith("recall.") else name.rpartition(".")[2]
+    kind = name.rpartition(".")[2]
     if not (isinstance(old, int | float) and isinstance(new, int | float)):
         return False
     return kind not in limits or round(abs(new - old), 9) <= limits[kind]

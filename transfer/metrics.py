@@ -1,7 +1,6 @@
 """From predictions to metrics, and the paired comparison of the two modes."""
 
 import math
-from typing import Any
 
 import numpy as np
 from scipy.stats import binom, binomtest, norm
@@ -66,23 +65,19 @@ def compare(frozen_correct: np.ndarray, finetuned_correct: np.ndarray) -> dict[s
         p = float(exact - (point / 2 if won == lost else point))
     return {
         "gain": (won - lost) / n,
-        "gain_ci_low": max(-1.0, up - down - half),
-        "gain_ci_high": min(1.0, up - down + half),
+        "gain_low": max(-1.0, up - down - half),
+        "gain_high": min(1.0, up - down + half),
         "mcnemar_p": p,
     }
 
 
 def summary(
-    scores: dict[str, dict[str, float]],
-    recalls: dict[str, dict[str, float]],
-    correct: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """`MODE.NAME` and the comparison, what answers the question first; then `recall`, MODE, CLASS.
-
-    The classes are apart, as a class may have any name, `accuracy` for one.
-    """
+    scores: dict[str, dict[str, float]], correct: dict[str, np.ndarray]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What answers the question, and the details: `MODE.NAME` and the comparison in both."""
     names = list(scores["frozen"])
-    ordered = {f"{mode}.{name}": scores[mode][name] for name in names for mode in scores}
-    accuracies = {f"{mode}.accuracy": ordered.pop(f"{mode}.accuracy") for mode in scores}
+    details = {f"{mode}.{name}": scores[mode][name] for name in names for mode in scores}
+    answer = {f"{mode}.accuracy": details.pop(f"{mode}.accuracy") for mode in scores}
     comparison = compare(correct["frozen"], correct["finetuned"])
-    return accuracies | comparison | ordered | {"recall": recalls}
+    details["mcnemar_p"] = comparison.pop("mcnemar_p")
+    return answer | comparison, details

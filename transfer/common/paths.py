@@ -8,6 +8,7 @@ METRICS = Path("metrics")
 ARCHITECTURE = METRICS / "architecture.txt"
 CALIBRATION = METRICS / "calibration"
 COST = METRICS / "cost.json"
+DETAILS = METRICS / "details.json"
 EVALUATION = METRICS / "evaluation.json"
 PER_CLASS = METRICS / "per_class.csv"
 PREDICTIONS = METRICS / "predictions.csv"
