@@ -40,8 +40,11 @@ images: setup  ## accuracy against the number of training images; 75 minutes; wr
 recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe; 50 minutes; writes docs/recipes.*
 	python -m tools.sweep recipes
 
-seeds: setup  ## the settings of params.yaml with three seeds, as in README.md; writes docs/seeds.csv
+seeds: setup  ## the settings of params.yaml with five seeds, as in README.md; writes docs/seeds.csv
 	python -m tools.sweep seeds
+
+starts: setup  ## fine-tuning from the frozen model, from a new head, and from scratch; writes docs/starts.csv
+	python -m tools.sweep starts
 
 verify: setup  ## run everything from scratch in a clone of the last commit and compare the results
 	python -m tools.verify
@@ -78,4 +81,4 @@ lock-check:  ## check that every locked package has a wheel for each system (nee
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots blocks heads images recipes seeds verify bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots blocks heads images recipes seeds starts verify bench test test-faults lint lock lock-check

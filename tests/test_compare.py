@@ -29,7 +29,7 @@ for command in ("exp", "metrics", "params"):
     assert main([command, "diff", *sys.argv[1:], "--json"]) == 0
 assert main(["plots", "diff", *sys.argv[1:]]) == 0
 """
-COLUMNS, GRIDS = [SETTING, "train.shared.images", "minutes"], [[f"{SETTING}={FEW},{MANY}"]]
+COLUMNS, GRIDS = [SETTING, "train.shared.images", "minutes"], [{SETTING: f"{FEW},{MANY}"}]
 SWEEP = {"columns": COLUMNS, "grids": GRIDS, "figure": {"title": "Epochs", "x_label": "epochs"}}
 
 
@@ -131,7 +131,7 @@ def test_a_table_and_a_figure_of_experiments(compared, monkeypatch, capsys):
 
 
 REFUSED = {
-    f"epochs-0-2: has {SETTING} = 1, .* remove epochs-0-2": {"grids": [["seed=0"]]},
+    f"epochs-0-2: has {SETTING} = 1, .* remove epochs-0-2": {"grids": [{"seed": 0}]},
     "data.classes = null has no place in a table": {"columns": ["data.classes"]},
 }
 
@@ -151,7 +151,7 @@ def test_a_sweep_of_changed_settings_is_refused_before_anything_is_queued(compar
 
 @pytest.mark.faults
 def test_a_sweep_runs_its_experiments_and_refuses_a_table_that_would_lack_one(project):
-    grids = [[f"{SETTING}={FEW}"], ["train.shared.images=1"]]
+    grids = [{SETTING: FEW}, {"train.shared.images": 1}]
     (project / "tools/sweeps.yaml").write_text(yaml.safe_dump({"epochs": SWEEP | {"grids": grids}}))
     error = python(project, "-m", "tools.sweep", "epochs").stderr.splitlines()[-1]
     assert error.startswith("error: epochs-1: Failed, so the table would lack it")

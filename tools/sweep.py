@@ -52,7 +52,7 @@ def run(name: str) -> None:
     sweep = SWEEPS[name]
     experiment = [sys.executable, "-m", "dvc", "exp", "run"]
     commands = [
-        ["--queue", "--name", f"{name}-{number}", *(f"--set-param={setting}" for setting in grid)]
+        ["--queue", f"--name={name}-{number}", *(f"-S{key}={grid[key]}" for key in grid)]
         for number, grid in enumerate(sweep["grids"])
     ]
     for options in (*commands, ["--run-all", "--jobs", str(sweep.get("jobs", 1))]):
@@ -74,7 +74,7 @@ def experiments(name: str) -> list[dict[str, Any]]:
     that the sweep does not change.
     """
     columns = SWEEPS[name]["columns"]
-    changed = {setting.partition("=")[0] for grid in SWEEPS[name]["grids"] for setting in grid}
+    changed = {key for grid in SWEEPS[name]["grids"] for key in grid}
     committed = flatten(dvc.api.params_show(rev="HEAD"))
     rows = []
     for found in dvc.api.exp_show():
