@@ -22,6 +22,14 @@ PARTS = (
     "Makefile", "benchmarks", "cifar10.md5", "dvc.yaml", "params.yaml", "stages", "tools",
     "transfer", "weights",
 )  # fmt: skip
+# Random weights must change further than pretrained ones, and need statistics of their own.
+FROM_SCRATCH = {
+    "muon_lr": 0.02,
+    "head_lr": 5e-3,
+    "backbone_lr": 2e-3,
+    "initial_scale": 0.5,
+    "batch_norm_until": 0.5,
+}
 SETTINGS: dict[str, Any] = {
     "data": {"source": "stripes"},
     "model": {"weights": None, "image_size": 32},
@@ -29,7 +37,7 @@ SETTINGS: dict[str, Any] = {
         "device": "cpu",
         "shared": {"batch_size": 32, "min_steps": 1, "validation_share": 0.125},
         "frozen": {"epochs": 6, "views": 2},
-        "finetuned": {"epochs": 6},
+        "finetuned": {"epochs": 6, **FROM_SCRATCH},
     },
     "figures": {"first_batch_size": 16},
 }
