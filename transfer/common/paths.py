@@ -10,6 +10,7 @@ CALIBRATION = METRICS / "calibration"
 COST = METRICS / "cost.json"
 DETAILS = METRICS / "details.json"
 EVALUATION = METRICS / "evaluation.json"
+MOVEMENT = METRICS / "movement.csv"
 PER_CLASS = METRICS / "per_class.csv"
 PREDICTIONS = METRICS / "predictions.csv"
 FIGURES = Path("figures")

@@ -76,12 +76,6 @@ class FinetunedSettings(Section):
     initial_scale: Annotated[float, Field(gt=0, le=1)]
     batch_norm_until: Annotated[float, Field(ge=0, le=1)]
 
-    @model_validator(mode="after")
-    def backbone_is_slower(self) -> Self:
-        if self.backbone_lr >= self.head_lr:
-            raise ValueError(f"backbone_lr must be below head_lr, which is {self.head_lr:g}")
-        return self
-
 
 class TrainSettings(Section):
     launcher: Text
