@@ -9,6 +9,7 @@ from transfer.common.paths import (
     CALIBRATION,
     DETAILS,
     EVALUATION,
+    MOVEMENT,
     PER_CLASS,
     PREDICTIONS,
     PREPARED,
@@ -28,10 +29,11 @@ def main() -> None:
     images, label_tensor = load_split(PREPARED, "test", classes)
     labels = label_tensor.numpy()
 
-    scores, recalls, correct, bins = {}, {}, {}, {}
+    scores, recalls, correct, bins, backbones = {}, {}, {}, {}, {}
     predictions = {"image": np.arange(len(labels)), "label": names[labels]}
     for mode in MODES:
         network = load_network(params.model, len(classes), model_path(mode), device)
+        backbones[mode] = network.backbone
         if mode == "frozen":
             freeze(network.backbone)
         logits = predict(network, images, params.model.image_size)
@@ -49,9 +51,11 @@ def main() -> None:
 
     for mode in MODES:
         write_csv(CALIBRATION / f"{mode}.csv", bins[mode])
+    moved = metrics.movement(backbones["frozen"], backbones["finetuned"])
+    write_csv(MOVEMENT, moved)
     answer, details = metrics.summary(scores, correct)
     write_json(EVALUATION, answer)
-    write_json(DETAILS, details)
+    write_json(DETAILS, details | {"finetuned.moved": moved[-1]["weights"]})
     per_class = [{"class": name} | {m: recalls[m][name] for m in MODES} for name in classes]
     write_csv(PER_CLASS, per_class)
     rows = zip(*(column.tolist() for column in predictions.values()), strict=True)

@@ -10,10 +10,18 @@ from transfer import figures
 from transfer.common.dataset import load_classes, load_split
 from transfer.common.errors import InputError
 from transfer.common.files import read_csv, replacing
-from transfer.common.paths import EVALUATION, FIGURES, PREDICTIONS, PREPARED, curves_path
+from transfer.common.paths import (
+    EVALUATION,
+    FIGURES,
+    MOVEMENT,
+    PREDICTIONS,
+    PREPARED,
+    curves_path,
+)
 from transfer.common.run import run_stage
 from transfer.common.settings import MODES, load_params
 
+CHANGED = 24  # images of each kind in figures/changed.png
 CURVES = [f"{part}_{what}" for part in ("train", "validation") for what in ("accuracy", "loss")]
 
 
@@ -28,26 +36,44 @@ def main() -> None:
     for mode, counts in matrices.items():
         np.add.at(counts, (predictions["label"], predictions[mode]), 1)
 
-    names = np.array(classes, object)
     first = {name: values[:count] for name, values in predictions.items()}
+    sections = {
+        "first_batch": {"The first test batch": np.arange(len(first["label"]))},
+        "first_rows": {"The first test images": np.arange(len(first["label"]))[:16]},
+        "changed": changed(predictions),
+    }
+    names = np.array(classes, object)
     best = {
-        mode: list(zip(names[first[mode]], first[f"{mode}_confidence"], strict=True))
+        mode: list(zip(names[predictions[mode]], predictions[f"{mode}_confidence"], strict=True))
         for mode in MODES
     }
-    batch = figures.image_grid(
-        test.images[:count].numpy(), list(names[first["label"]]), best, "The first test batch", True
-    )
+    true = list(names[predictions["label"]])
     drawn = {
-        "first_batch": batch,
+        name: figures.image_grid(test.images.numpy(), true, best, shown, True)
+        for name, shown in sections.items()
+    } | {
         "learning_curves": figures.learning_curves({mode: read_curves(mode) for mode in MODES}),
         "confusion": figures.confusion(matrices, classes),
         "per_class": figures.per_class(matrices, classes),
+        "movement": figures.movement(read_movement()),
     }
     with replacing(FIGURES) as folder:
         folder.mkdir()
         for name, figure in drawn.items():
             figures.save(figure, folder / f"{name}.png")
     print_answer(first)
+
+
+def changed(predictions: dict[str, list]) -> dict[str, np.ndarray]:
+    """The images on which one mode alone is right: the numbers of the surest, under a heading."""
+    right = {mode: np.equal(predictions[mode], predictions["label"]) for mode in MODES}
+    found = {}
+    for mode, other in (MODES, MODES[::-1]):
+        numbers = np.flatnonzero(right[mode] & ~right[other])
+        surest = np.argsort(-np.array(predictions[f"{mode}_confidence"])[numbers], kind="stable")
+        heading = f"Only {mode} is right: {len(numbers):,} of {len(right[mode]):,} test images"
+        found[f"{heading}, its surest first"] = numbers[surest[:CHANGED]]
+    return found
 
 
 def print_answer(first: dict[str, list]) -> None:
@@ -81,6 +107,13 @@ def read_predictions(classes: list[str]) -> dict[str, list]:
     columns = dict.fromkeys(("label", *MODES), numbers.__getitem__)
     confidences = dict.fromkeys((f"{mode}_confidence" for mode in MODES), number)
     return read_csv(PREDICTIONS, columns | confidences)
+
+
+def read_movement() -> dict[str, list]:
+    """How far each block moved: its name, and both kinds of parameters, nan where it has none."""
+    kinds = ("weights", "scale_and_shift")
+    columns = dict.fromkeys(kinds, lambda text: number(text) if text else math.nan)
+    return read_csv(MOVEMENT, {"block": str} | columns)
 
 
 def read_curves(mode: str) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ from matplotlib import get_data_path
 from matplotlib.text import Text
 from PIL import Image
 
+from stages.render import changed
 from tools import demo
 from transfer import figures
 
@@ -37,7 +38,7 @@ def test_the_hardest_of_any_number_of_classes_are_drawn(tmp_path, classes, draw)
 def test_names_are_drawn_literally_as_far_as_they_fit(tmp_path, capsys):
     images, best = np.zeros((7, 8, 8, 3), np.uint8), [(name, 1.0) for name in NAMES]
     both = {"frozen": best, "finetuned": best[::-1]}
-    grid = figures.image_grid(images, NAMES, both, "title", names_are_true=True)
+    grid = figures.image_grid(images, NAMES, both, {"title": range(7)}, names_are_true=True)
     assert [t.get_text() for t in grid.axes[1].texts] == ["EUR", "✓ EUR 100%", "✗ <b>&lt; 100%"]
     widths = [text.get_window_extent().width for axes in grid.axes for text in axes.texts]
     assert max(widths) < 1.72 * grid.dpi  # from image to image
@@ -45,6 +46,23 @@ def test_names_are_drawn_literally_as_far_as_they_fit(tmp_path, capsys):
         assert {*NAMES[:6]} <= {text.get_text() for text in figure.findobj(Text)}
         figures.save(figure, tmp_path / "figure.png")
     assert capsys.readouterr().out == ""
+
+
+def test_images_that_one_mode_alone_has_right_are_shown_surest_first():
+    predictions = {
+        "label": [0, 0, 1, 1, 0], "frozen": [0, 1, 0, 1, 1], "finetuned": [1, 0, 1, 1, 0],
+        "frozen_confidence": [0.9] * 5, "finetuned_confidence": [0.9, 0.6, 0.8, 0.9, 0.6],
+    }  # fmt: skip
+    found = changed(predictions)
+    assert [heading[:35] for heading in found] == [
+        "Only frozen is right: 1 of 5 test i", "Only finetuned is right: 3 of 5 tes"
+    ]  # fmt: skip
+    assert [list(numbers) for numbers in found.values()] == [[0], [2, 1, 4]]
+    best = {mode: [("a", 1.0)] * 5 for mode in figures.COLOURS}
+    none = found | {"none": np.arange(0)}
+    grid = figures.image_grid(np.zeros((5, 8, 8, 3), np.uint8), ["a"] * 5, best, none)
+    assert len(grid.axes) == 4
+    figures.plt.close(grid)
 
 
 def test_boxes_are_reported_once_and_a_usual_font_saves_them(tmp_path, capsys):

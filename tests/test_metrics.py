@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from transfer import metrics
 
@@ -51,3 +53,20 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(images):
         got = metrics.compare(u < 0.85, (u < 0.80) | (u > 0.92))  # true gain: 0.03
         covered += got["gain_low"] <= 0.03 <= got["gain_high"]
     assert 0.92 <= covered / 400 <= 0.99
+
+
+def test_movement_by_hand():
+    def backbone() -> nn.Sequential:
+        layers = nn.Conv2d(1, 1, 2), nn.BatchNorm2d(1), nn.ReLU()
+        return nn.Sequential(*layers)
+
+    before, after = backbone(), backbone()
+    with torch.no_grad():
+        for module, values in ((before, (2, 3, 5, 12)), (after, (4, 9, 8, 16))):
+            parameters = (module[0].weight, module[0].bias, module[1].weight, module[1].bias)
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.fill_(value)
+    norm = 5 / 13  # 3 and 4 of 5 and 12
+    expected = [("0", 1, None), ("1", None, norm), ("2", None, None), ("backbone", 1, norm)]
+    found = [(*row.values(),) for row in metrics.movement(before, after)]
+    assert [*map(str, found)] == [*map(str, ((n, w and float(w), s) for n, w, s in expected))]

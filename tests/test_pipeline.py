@@ -62,7 +62,17 @@ def test_the_metrics_answer_the_question_first(reproduced):
 
 
 def test_figures_are_there_and_hold_nothing_but_the_figure(reproduced):
-    for name in ("first_batch", "learning_curves", "confusion", "per_class"):
+    names = {
+        "first_batch",
+        "first_rows",
+        "changed",
+        "learning_curves",
+        "confusion",
+        "per_class",
+        "movement",
+    }
+    assert {path.stem for path in (reproduced / "figures").iterdir()} == names
+    for name in names:
         with Image.open(reproduced / f"figures/{name}.png") as image:
             assert min(image.size) > 300
             assert set(image.info) <= {"dpi"}

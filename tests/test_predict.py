@@ -44,17 +44,18 @@ def test_predictions_are_those_of_the_evaluation(project, run):
     Image.open(FILE).resize((1600, 1200), Image.Resampling.BICUBIC).save(long)
     Image.fromarray(read_image(long, 32)).save("small.png")
     files = [*(f"{number}.png" for number in NUMBERS), "small.png", long]
-    done = python(project, "-m", "tools.predict", *files)
+    done = python(project, "-m", "tools.predict", *files, COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
     header, *lines, last = (line.split() for line in done.stdout.splitlines())
     assert [header, last] == [["image", "mode", *predict.RANKS], ["drawn", "in", str(DRAWN)]]
     for i, (file, mode, *ranked) in enumerate(lines[:8]):
         row, shares = rows[NUMBERS[i // 2]], [float(share[:-1]) for share in ranked[::2]]
         assert (file, mode, ranked[1]) == (files[i // 2], MODES[i % 2], row[mode])
-        assert shares[0] == pytest.approx(100 * float(row[f"{mode}_confidence"]), abs=0.06)
+        assert shares[0] == pytest.approx(100 * float(row[f"{mode}_confidence"]), abs=0.51)
         assert shares == sorted(shares, reverse=True)
     assert [line[1:] for line in lines[8:10]] == [line[1:] for line in lines[10:]]
-    assert [line[0] for line in lines[8::2]] == ["small.png", f"{long[:19]}…{long[-20:]}"]
+    assert [line[0] for line in lines[8::2]] == ["small.png", f"{long[:5]}…{long[-6:]}"]
     assert 1000 < Image.open(DRAWN).width < 1200  # six images in a row
 
 

@@ -1,6 +1,7 @@
 """Print and draw both models' predictions of images; needs the models that dvc repro trained."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,12 @@ from transfer.sources.images import read_image
 DRAWN = Path("predictions.png")
 MOST = 100  # images at a time: a taller figure is of no use
 RANKS = ("first", "second", "third")
+
+
+def shortened(text: str, length: int) -> str:
+    """`text`, its middle left out where it is longer than `length`."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[: length - half - 1]}…{text[-half:]}"
 
 
 def main() -> None:
@@ -46,12 +53,13 @@ def main() -> None:
             [(classes[number], probability) for number, probability in zip(*row, strict=True)]
             for row in zip(highest.indices.tolist(), highest.values.tolist(), strict=True)
         ]
-    names = [printable(path) for path in paths]
+    names = [printable(path.name) for path in paths]
+    room = max(12, shutil.get_terminal_size().columns - 68)  # beside the other columns
     rows = [
         (
-            name if len(name) <= 40 else f"{name[:19]}…{name[-20:]}",
+            shortened(name, room),
             mode,
-            *(f"{probability:6.1%} {label}" for label, probability in top[mode][i]),
+            *(f"{probability:4.0%} {shortened(label, 12)}" for label, probability in top[mode][i]),
         )
         for i, name in enumerate(names)
         for mode in MODES
@@ -59,7 +67,8 @@ def main() -> None:
     header = ("image", "mode", *RANKS)[: len(rows[0])]
     print(tabulate(rows, header, "plain", disable_numparse=True, preserve_whitespace=True))
     best = {mode: [ranked[0] for ranked in top[mode]] for mode in MODES}
-    figures.save(figures.image_grid(images, names, best, "Predictions of both models"), DRAWN)
+    sections = {"Predictions of both models": np.arange(len(names))}
+    figures.save(figures.image_grid(images, names, best, sections), DRAWN)
     print(f"drawn in {DRAWN}")
 
 

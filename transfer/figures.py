@@ -88,45 +88,94 @@ def image_grid(
     images: np.ndarray,
     names: Sequence[str],
     best: dict[str, list[tuple[str, float]]],
-    title: str,
+    sections: dict[str, np.ndarray],
     names_are_true: bool = False,
 ) -> Figure:
     """Images, uint8 (N, H, W, 3), eight in a row, each over its name and each mode's prediction.
 
-    `best[mode]` holds for each image its most probable class and the probability. Where the names
-    are the true classes, a correct prediction has a tick and is green; a wrong one has a cross, is
-    red and bold.
+    `best[mode]` holds for each image its most probable class and the probability; `sections` the
+    numbers of the images, int (n,), under each heading. Where the names are the true classes, a
+    correct prediction has a tick and is green; a wrong one has a cross, is red and bold.
     """
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    width, height = max(5.2, 1.72 * columns), 2.28 * rows + 0.8  # in inches, as all lengths here
-    figure = plt.figure(figsize=(width, height), layout="none")
-    for i, image in enumerate(images):
-        left = (1.72 * (i % columns) + 0.1) / width
-        bottom = 1 - (0.7 + 2.28 * (i // columns) + 1.5) / height
-        axes = figure.add_axes((left, bottom, 1.5 / width, 1.5 / height))
-        axes.imshow(image, interpolation="bicubic")
-        axes.set_axis_off()
-        lines = [(fitting(names[i], 1.6, 10.5, "bold"), "black", "bold", 10.5)]
-        for mode, colour in COLOURS.items():
-            label, probability = best[mode][i]
-            mark, weight = "", "normal"
-            if names_are_true and label == names[i]:
-                mark, colour = "✓ ", CORRECT
-            elif names_are_true:
-                mark, colour, weight = "✗ ", WRONG, "bold"
-            text = f"{mark}{fitting(label, 1.02, 9.5, weight)} {probability:.0%}"
-            lines.append((text, colour, weight, 9.5))
-        for number, (text, colour, weight, size) in enumerate(lines):
-            axes.text(
-                0, -0.06 - 0.13 * number, text, color=colour, weight=weight, size=size,
-                transform=axes.transAxes, va="top",
+    columns = min(8, max(map(len, sections.values())))
+    width = max(8.2, 1.72 * columns)  # in inches, as all lengths here
+    heights = [2.28 * -(-len(numbers) // columns) + 0.8 for numbers in sections.values()]
+    figure = plt.figure(figsize=(width, sum(heights)), layout="none")
+    what = "the true class" if names_are_true else "the file"
+    top = sum(heights)
+    for (heading, numbers), height in zip(sections.items(), heights, strict=True):
+        for position, i in enumerate(numbers):
+            left = 1.72 * (position % columns) + 0.1
+            bottom = top - (0.7 + 2.28 * (position // columns) + 1.5)
+            inches = np.array([left, bottom, 1.5, 1.5])
+            axes = figure.add_axes(tuple(inches / (width, sum(heights), width, sum(heights))))
+            axes.imshow(images[i], interpolation="bicubic")
+            axes.set_axis_off()
+            shown = {mode: best[mode][i] for mode in COLOURS}
+            write_predictions(axes, names[i], shown, names_are_true)
+        lines = list(COLOURS)
+        if names_are_true:
+            right = {mode: sum(best[mode][i][0] == names[i] for i in numbers) for mode in COLOURS}
+            lines = [f"{mode} ({count} of {len(numbers)} right)" for mode, count in right.items()]
+        note = f"Below each image: {what}; prediction and confidence of {'; of '.join(lines)}."
+        x, y = 0.1 / width, (top - np.array([0.18, 0.45])) / sum(heights)
+        figure.text(x, y[0], heading, weight="bold", size=15, va="top")
+        figure.text(x, y[1], note, size=10.5, va="top")
+        top -= height
+    return figure
+
+
+def write_predictions(
+    axes: Axes, name: str, best: dict[str, tuple[str, float]], name_is_true: bool
+) -> None:
+    """Below an image its name and, in lines of their own, what each mode predicts."""
+    lines = [(fitting(name, 1.6, 10.5, "bold"), "black", "bold", 10.5)]
+    for mode, colour in COLOURS.items():
+        label, probability = best[mode]
+        mark, weight = "", "normal"
+        if name_is_true and label == name:
+            mark, colour = "✓ ", CORRECT
+        elif name_is_true:
+            mark, colour, weight = "✗ ", WRONG, "bold"
+        text = f"{mark}{fitting(label, 1.02, 9.5, weight)} {probability:.0%}"
+        lines.append((text, colour, weight, 9.5))
+    for number, (text, colour, weight, size) in enumerate(lines):
+        axes.text(
+            0, -0.06 - 0.13 * number, text, color=colour, weight=weight, size=size,
+            transform=axes.transAxes, va="top",
+        )  # fmt: skip
+
+
+def movement(moved: dict[str, list]) -> Figure:
+    """How far fine-tuning moved each `block`: its `weights`, and the `scale_and_shift` of its
+    normalisation layers, as shares of their norm before; nan where there are none.
+    """
+    count = min(len(moved["block"]), MOST_CLASSES)  # the last, that is, the deepest, and the whole
+    y = np.arange(count)
+    figure, axes = plt.subplots(figsize=(8.5, 0.5 * count + 1.7), layout="constrained")
+    labels = {
+        "weights": "weights of convolutions",
+        "scale_and_shift": "scale and shift of BatchNorm",
+    }
+    for place, (kind, label), colour in zip(
+        (-0.2, 0.2), labels.items(), COLOURS.values(), strict=True
+    ):
+        values = np.array(moved[kind][-count:])
+        axes.barh(y + place, values, 0.38, color=colour, label=label)
+        for position, value in zip(y + place, values, strict=True):
+            text = "none" if np.isnan(value) else f"{100 * value:.3g} %"
+            axes.annotate(
+                text, (np.nan_to_num(value), position), (4, 0), textcoords="offset points",
+                va="center", size=9,
             )  # fmt: skip
-    first, second = COLOURS
-    what = "The true class" if names_are_true else "The file"
-    note = f"{what}, then prediction and confidence of {first}, then of {second}."
-    figure.text(0.1 / width, 1 - 0.18 / height, title, weight="bold", size=15, va="top")
-    figure.text(0.1 / width, 1 - 0.45 / height, note, size=10.5, va="top")
+    axes.set_yticks(y, [fitting(name, 2.2, 11) for name in moved["block"][-count:]])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel("norm of the change, relative to the norm before fine-tuning")
+    axes.set_title("How far fine-tuning moved each block")
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -211,11 +260,14 @@ def per_class(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
         axes.scatter(values, y, 70, COLOURS[mode], marker=marker, label=mode, zorder=2)
     for position, before, after in zip(y, frozen, finetuned, strict=True):
         axes.annotate(
-            f"{100 * (after - before):+.1f}", (max(before, after), position), (9, 0),
+            f"{100 * (after - before):+.1f}".replace("-", "\N{MINUS SIGN}"),
+            (max(before, after), position), (9, 0),
             textcoords="offset points", va="center", size=10,
         )  # fmt: skip
     axes.set_yticks(y, [fitting(classes[i], 2.2, 11) for i in shown[order]])
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(steps=[1, 2, 5, 10]))  # whole per cents
     axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel("accuracy on the class's test images")
     axes.margins(x=0.1)
     axes.grid(axis="x", alpha=0.25)
     which = "" if len(shown) == len(classes) else f", the {len(shown)} hardest of {len(classes):,}"
@@ -225,11 +277,10 @@ def per_class(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
 
 
 def label_accuracy(axes: Axes, title: str, x_label: str) -> None:
-    """Title, axes and, below them, the legend of lines of accuracy on the test set."""
+    """Title and axes of lines of accuracy on the test set."""
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel("accuracy on the test set")
     axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
-    axes.figure.legend(loc="outside lower center", ncols=4)

@@ -1,10 +1,15 @@
-"""From predictions to metrics, and the paired comparison of the two modes."""
+"""From predictions to metrics; the paired comparison of the modes; how far weights moved."""
 
 import math
 
 import numpy as np
+import torch
 from scipy.stats import binom, binomtest, norm
+from torch import nn
 
+from transfer.model import feature_blocks
+
+Pair = tuple[nn.Parameter, nn.Parameter]  # before and after training
 BINS = 15  # of confidence, as in Guo et al. 2017
 
 
@@ -81,3 +86,42 @@ def summary(
     comparison = compare(correct["frozen"], correct["finetuned"])
     details["mcnemar_p"] = comparison.pop("mcnemar_p")
     return answer | comparison, details
+
+
+def movement(before: nn.Module, after: nn.Module) -> list[dict[str, str | float | None]]:
+    """How far training moved the parameters of each block of a backbone, from `before` to `after`.
+
+    A row for each block and, last, one for the whole backbone: the Euclidean norm of the difference
+    divided by the norm before. `weights` are those of convolutions and linear layers,
+    `scale_and_shift` the parameters of normalisation layers; None where there are none.
+    """
+    rows: list[dict[str, str | float | None]] = []
+    old_blocks = feature_blocks(before) | {"backbone": before}
+    new_blocks = feature_blocks(after) | {"backbone": after}
+    for name, old in old_blocks.items():
+        pairs = zip(layers(old), layers(new_blocks[name]), strict=True)
+        groups: dict[str, list[Pair]] = {"weights": [], "scale_and_shift": []}
+        for old_layer, new_layer in pairs:
+            if old_layer["weight"].dim() > 1:  # its bias is none of a normalisation layer
+                groups["weights"].append((old_layer["weight"], new_layer["weight"]))
+            else:
+                groups["scale_and_shift"] += [(old_layer[key], new_layer[key]) for key in old_layer]
+        rows.append({"block": name} | {kind: distance(group) for kind, group in groups.items()})
+    return rows
+
+
+def layers(module: nn.Module) -> list[dict[str, nn.Parameter]]:
+    """The parameters `weight` and `bias`, where it has them, of each layer with a weight."""
+    found = [dict(layer.named_parameters(recurse=False)) for layer in module.modules()]
+    return [parameters for parameters in found if "weight" in parameters]
+
+
+def distance(pairs: list[Pair]) -> float | None:
+    """The norm of all differences, relative to the norm of the first ones; None if that is 0."""
+    if not any(old.any() for old, _ in pairs):
+        return None
+    old, new = (
+        torch.cat([parameter.detach().double().flatten() for parameter in side])
+        for side in zip(*pairs, strict=True)
+    )
+    return float((new - old).norm() / old.norm())
