@@ -18,12 +18,8 @@ repro: setup  ## check the settings, then run the stages that are not up to date
 demo: setup  ## run the pipeline on small generated data in a temporary copy; its numbers mean nothing
 	python -m tools.demo
 
-# Look at the column State: until an experiment has ended, DVC shows it with the results of the last commit.
 compare: setup  ## print accuracies, gain and changed settings of the last commit and its experiments
-	@git --no-pager log -1 --format='Commit %h of %as, and the experiments that started from it:'
-	@dvc exp show --md --precision 4 --only-changed --sort-by finetuned.accuracy --sort-order desc \
-		--keep 'gain$$|(frozen|finetuned)\.accuracy$$' \
-		--drop 'Created$$|Executor$$|.*/|(frozen|finetuned)\.|gain_'
+	python -m tools.compare
 
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
@@ -42,6 +38,9 @@ recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe; 50 
 
 seeds: setup  ## the settings of params.yaml with five seeds, as in README.md; writes docs/seeds.csv
 	python -m tools.sweep seeds
+
+rates: setup  ## accuracy against the learning rate of the backbone; an hour; writes docs/rates.*
+	python -m tools.sweep rates
 
 starts: setup  ## fine-tuning from the frozen model, from a new head, and from scratch; writes docs/starts.csv
 	python -m tools.sweep starts
@@ -81,4 +80,4 @@ lock-check:  ## check that every locked package has a wheel for each system (nee
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots blocks heads images recipes seeds starts verify bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots blocks heads images recipes seeds rates starts verify bench test test-faults lint lock lock-check

@@ -33,7 +33,8 @@ from transfer.training.modes import make_mode
 RESULTS, FIGURE = Path("benchmarks/results.json"), Path("docs/minutes.png")
 REPEATS, SAMPLE = 3, 3200  # turns; images in each
 MINUTES = (2, 6)  # of fine-tuning
-CONTENDERS = ("#56B4E9", "#009E73", "#CC79A7", "#D55E00")  # colours, the pipeline's last
+# Colours and markers, the pipeline's last.
+CONTENDERS = (("#56B4E9", "^"), ("#009E73", "v"), ("#CC79A7", "D"), ("#D55E00", "s"))
 WARM_UP = 3  # steps of a peer that are not timed
 
 
@@ -150,10 +151,10 @@ def main() -> None:
 def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> figures.Figure:
     """The accuracy after so many minutes, a line for each contender; the pipeline's is thick."""
     figure, axes = figures.plt.subplots(figsize=(8.5, 4.8), layout="constrained")
-    for (name, points), colour in zip(reached.items(), CONTENDERS, strict=False):
+    for (name, points), (colour, marker) in zip(reached.items(), CONTENDERS, strict=False):
         x, y = ([point[key] for point in points] for key in ("minutes", "accuracy"))
         width = 3 if name == "pipeline" else 1.5
-        axes.plot(x, y, color=colour, linewidth=width, marker="o", label=name)
+        axes.plot(x, y, color=colour, linewidth=width, marker=marker, label=name)
         for minutes, accuracy in zip(x, y, strict=True):
             axes.annotate(
                 f"{100 * accuracy:.1f}", (minutes, accuracy), (0, 7), textcoords="offset points",
@@ -162,6 +163,7 @@ def accuracy_by_minutes(reached: dict[str, list[dict[str, float]]]) -> figures.F
     axes.set_xlim(left=0)
     title = "Accuracy after so many minutes of fine-tuning"
     figures.label_accuracy(axes, title, "minutes on the same CPU")
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

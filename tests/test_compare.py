@@ -30,7 +30,8 @@ for command in ("exp", "metrics", "params"):
 assert main(["plots", "diff", *sys.argv[1:]]) == 0
 """
 COLUMNS, GRIDS = [SETTING, "train.shared.images", "minutes"], [{SETTING: f"{FEW},{MANY}"}]
-SWEEP = {"columns": COLUMNS, "grids": GRIDS, "figure": {"title": "Epochs", "x_label": "epochs"}}
+FIGURE = {"title": "Epochs", "x": {SETTING: "epochs", "minutes": "minutes"}}
+SWEEP = {"columns": COLUMNS, "grids": GRIDS, "figure": FIGURE}
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +96,19 @@ def test_exp_show_has_accuracies_and_gain_first(compared):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 def test_make_compare_and_make_plots(compared, reproduced):
-    first, *lines = make(compared, "compare")
+    first, header, _, *lines = make(compared, "compare")
     assert first.startswith(git(compared, "log", "-1", "--format=Commit %h of %as").strip())
-    assert max(map(len, lines)) <= 110
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows[0] == ["Experiment", *ACCURACIES, "gain", SETTING]
-    for name, revision, epochs in zip(*PAIRS, (MANY, FEW), strict=True):
-        values = [f"{committed(compared, revision)[key]:.4g}" for key in rows[0][1:4]]
-        assert [row[1:] for row in rows if f"[{name}]" in row[0]] == [[*values, str(epochs)]]
-    header = make(reproduced, "compare")[1]  # without experiments
-    assert re.findall(r"[\w.]+", header) == ["Experiment", *ACCURACIES, "gain"]
+    assert header.split() == ["frozen", "%", "finetuned", "%", "gain", "changed", "settings"]
+    assert max(map(len, lines)) <= 80
+    rows = {name: rest for name, *rest in map(str.split, lines)}
+    for (name, revision), changed in zip(
+        zip(*PAIRS, strict=True), ([], [f"{SETTING}={FEW}"]), strict=True
+    ):
+        values = [
+            f"{100 * committed(compared, revision)[key]:.2f}" for key in (*ACCURACIES, "gain")
+        ]
+        assert rows[name] == values + changed
+    assert [line.split()[1] for line in make(reproduced, "compare")[3:]] == ["commit"]
     make(compared, "plots")
     check_charts(compared, {"workspace": EPOCHS})
 

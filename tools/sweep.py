@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import groupby, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,12 +19,13 @@ import dvc.api
 import numpy as np
 import yaml
 from dvc.utils.flatten import flatten
+from matplotlib.patheffects import withStroke
 from tabulate import tabulate
 
 from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
-from transfer.common.paths import COST, training_path
+from transfer.common.paths import COST, DETAILS, training_path
 from transfer.common.run import refuse_lost_experiment
 from transfer.common.settings import MODES
 
@@ -99,6 +101,7 @@ def experiments(name: str) -> list[dict[str, Any]]:
         settings["train.shared.images"] = read_json(training_path(MODES[0]), rev)["training_images"]
         seconds = sum(cost.get("seconds", 0) for cost in read_json(COST, rev).values())
         settings["minutes"] = round(seconds / 60, 1)
+        settings["moved"] = read_json(DETAILS, rev)["finetuned.moved"]
         if settings[columns[0]] is None:
             raise InputError(f"{experiment}: {columns[0]} = null has no place in a table; give it")
         row = {key: settings[key] for key in dict.fromkeys((*columns, "seed"))}
@@ -110,63 +113,110 @@ def experiments(name: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["model.weights"], row[columns[0]], row["seed"]))
 
 
-def by_line(rows: list[dict[str, Any]], setting: str) -> Lines:
-    """The accuracies at each value of the setting: of both modes, and of training from scratch,
-    which is mode finetuned with random weights.
+def by_line(rows: list[dict[str, Any]], columns: list[str], x: str, split: str | None) -> Lines:
+    """The accuracies of both modes, and of training from scratch, which is mode finetuned with
+    random weights; at each value of the first column, or where `x` has its mean there.
+
+    With `split`, each value of that column has lines of its own.
     """
     lines: Lines = {}
-    for row in rows:
-        scratch = row["model.weights"] == "random"
-        names = {"finetuned": "from scratch"} if scratch else {mode: mode for mode in MODES}
-        for mode, name in names.items():
-            values = lines.setdefault(name, {})
-            values.setdefault(row[setting], []).append(row[f"{mode}.accuracy"])
-    return {name: lines[name] for name in STYLES if name in lines}
+    for _, group in groupby(rows, lambda row: (row["model.weights"], row[columns[0]])):
+        runs = list(group)
+        for part in dict.fromkeys(row[split] if split else None for row in runs):
+            those = [row for row in runs if not split or row[split] == part]
+            place = those[0][x] if x == columns[0] else mean(row[x] for row in those)
+            scratch = those[0]["model.weights"] == "random"
+            names = {"finetuned": "from scratch"} if scratch else {mode: mode for mode in MODES}
+            for mode, name in names.items():
+                label = f"{name}, {part:,} images" if split else name
+                accuracies = [row[f"{mode}.accuracy"] for row in those]
+                lines.setdefault(label, {})[place] = accuracies
+    order = list(STYLES)
+    return dict(sorted(lines.items(), key=lambda line: order.index(line[0].partition(",")[0])))
 
 
 def draw(
+    axes: figures.Axes,
     lines: Lines,
-    title: str,
-    x_label: str,
     logarithmic: bool = False,
     marked: float | None = None,
     decimals: int = 0,
-) -> figures.Figure:
+) -> None:
     """Mean accuracies, and the range of the runs where there are several, against a setting.
 
-    A dashed line marks the value `marked`; numbers, in %, have `decimals`.
+    What is the same everywhere is a horizontal line. A dashed line marks the value `marked`;
+    numbers, in %, have `decimals`.
     """
-    figure, axes = figures.plt.subplots(figsize=(8.5, 5), layout="constrained")
-    means = {
-        name: {x: np.mean(runs) for x, runs in points.items()} for name, points in lines.items()
-    }
-    for name, points in lines.items():
-        colour, marker = STYLES[name]
-        axes.plot(list(points), list(means[name].values()), color=colour, marker=marker, label=name)
-        lowest, highest = ([end(runs) for runs in points.values()] for end in (min, max))
-        axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
+    every = sorted({x for points in lines.values() for x in points})
     if logarithmic:
         axes.set_xscale("log")
     if marked is not None:
         axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
-    figures.label_accuracy(axes, title, x_label)
-    every = sorted({x for points in lines.values() for x in points})
-    axes.set_xticks(every, [f"{x:,}" for x in every])
+    numbers: dict[str, dict[float, float]] = {}
+    for name, points in lines.items():
+        colour, marker = STYLES[name.partition(",")[0]]
+        lowest, middle, highest = (
+            [of(runs) for runs in points.values()] for of in (min, mean, max)
+        )
+        if len(middle) > 1 == len({*middle}):
+            numbers[name] = {every[-1]: middle[0]}
+            axes.axhline(middle[0], color=colour, label=name)
+            axes.axhspan(lowest[0], highest[0], color=colour, alpha=0.2, linewidth=0)
+        else:
+            numbers[name] = dict(zip(points, middle, strict=True))
+            axes.plot(list(points), middle, color=colour, marker=marker, label=name)
+            axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
+    if any(len(runs) > 1 for points in lines.values() for runs in points.values()):
+        axes.fill_between([], [], color="0.5", alpha=0.2, linewidth=0, label="range of the runs")
+
+    # As many values of x as have space.
+    places = (axes.transScale + axes.transLimits).transform([(x, 0) for x in every])[:, 0]
+    ticks: list[tuple[float, float]] = []
+    for x, place in zip(every, places, strict=True):
+        if not ticks or place > ticks[-1][1] + 0.06:
+            ticks.append((x, place))
+    shown = [x for x, _ in ticks]
+    axes.set_xticks(shown, [f"{x:,}" if isinstance(x, int) else f"{x:.3g}" for x in shown])
     axes.minorticks_off()
 
     # The highest mean has its number above it. Others have it below, but not on a lower line.
-    space = 0.07 * np.ptp(axes.get_ylim())
-    for x in every:
-        here = sorted((points[x], name) for name, points in means.items() if x in points)
-        for i, (accuracy, name) in enumerate(here):
+    space, outline = 0.07 * np.ptp(axes.get_ylim()), withStroke(linewidth=3, foreground="white")
+    for x, part in product(every, {name.partition(",")[2] for name in numbers}):
+        here = sorted(
+            (points[x], STYLES[name.partition(",")[0]][0])
+            for name, points in numbers.items()
+            if x in points and name.endswith(part)
+        )
+        for i, (accuracy, colour) in enumerate(here):
             above = i == len(here) - 1
             if above or i == 0 or accuracy - here[i - 1][0] > space:
                 text = f"{100 * accuracy:.{decimals}f}"
                 axes.annotate(
-                    text, (x, accuracy), (0, 7 if above else -7), size=9,
+                    text, (x, accuracy), (0, 7 if above else -7), size=9, color=colour,
                     textcoords="offset points", ha="center", va="bottom" if above else "top",
-                    color=STYLES[name][0],
+                    path_effects=[outline],
                 )  # fmt: skip
+
+
+def figure_of(
+    rows: list[dict[str, Any]],
+    columns: list[str],
+    title: str,
+    x: dict[str, str],
+    split: str | None = None,
+    marked: float | None = None,
+    **how: Any,
+) -> figures.Figure:
+    """A panel for each column that is an `x`, with its label; `marked` is a value of the first."""
+    figure, panels = figures.plt.subplots(
+        1, len(x), figsize=(8.5 if len(x) == 1 else 13, 5), layout="constrained", squeeze=False
+    )
+    for axes, column in zip(panels[0], x, strict=True):
+        lines = by_line(rows, columns, column, split)
+        figures.label_accuracy(axes, title if column == columns[0] else "", x[column])
+        draw(axes, lines, marked=marked if column == columns[0] else None, **how)
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -180,18 +230,18 @@ def main() -> None:
     if not options.table:
         run(options.name)
 
-    x = SWEEPS[options.name]["columns"][0]
-    rows = experiments(options.name)
-    lines = by_line(rows, x)
-    if drawn := SWEEPS[options.name].get("figure"):
-        figures.save(draw(lines, **drawn), DOCS / f"{options.name}.png")
+    sweep = SWEEPS[options.name]
+    columns, rows = sweep["columns"], experiments(options.name)
+    drawn = sweep.get("figure", {})
+    if drawn:
+        figures.save(figure_of(rows, columns, **drawn), DOCS / f"{options.name}.png")
     write_csv(DOCS / f"{options.name}.csv", rows)
     table = [
         (line, x, len(values), mean(values), min(values), max(values))
-        for line, points in lines.items()
+        for line, points in by_line(rows, columns, columns[0], drawn.get("split")).items()
         for x, values in points.items()
     ]
-    header = ("", x, "runs", "mean", "lowest", "highest")
+    header = ("", columns[0], "runs", "mean", "lowest", "highest")
     formats = ("", "g", "", ".2%", ".2%", ".2%")
     print(tabulate(table, header, intfmt=",", floatfmt=formats))
 
