@@ -1,7 +1,9 @@
 """Make the virtual environment .venv from the hash-locked requirements.txt.
 
-Needs nothing but Python's standard library: `python -m tools.setup`, then activate .venv. With
-`--without-torch` it leaves out torch, torchvision and the CUDA libraries, for another build.
+Needs nothing but Python's standard library: `python -m tools.setup [--cpu] [COMMAND ...]`. A
+COMMAND, such as `dvc repro`, then runs in the environment. With `--cpu`, for Linux without an
+NVIDIA GPU, torch comes without its 5 GB of CUDA libraries: the locked versions, from PyTorch's own
+package index, which has other files, so that pip cannot check them against the lock file.
 """
 
 import os
@@ -16,34 +18,67 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv"
 LOCK = ROOT / "requirements.txt"
 DONE = FOLDER / "installed"  # a copy of the lock file that is installed
+SCRIPTS = FOLDER / ("Scripts" if os.name == "nt" else "bin")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
-def main(without_torch: bool) -> None:
+def installs(cpu: bool) -> list[list[str]]:
+    """The arguments of each `pip install` that is needed."""
+    lock, options = LOCK, ["--no-deps"]
+    commands = []
+    if cpu and sys.platform == "linux":
+        entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
+        cuda = re.compile("torch|triton|nvidia-(?!ml-py)|cuda-")
+        versions = re.findall(r"^torch\w*==\S+", LOCK.read_text(encoding="utf-8"), re.M)
+        commands.append([*options, "--index-url", CPU_INDEX, *versions])
+        lock = FOLDER / "requirements.txt"
+        kept = [entry for entry in entries if not cuda.match(entry)]
+        lock.write_text("\n".join(kept), encoding="utf-8")
+    return [*commands, [*options, "--require-hashes", "--requirement", str(lock)]]
+
+
+def set_up(cpu: bool) -> None:
+    """Make the environment, unless it is complete."""
     if sys.version_info < (3, 11, 4):
-        sys.exit(f"error: Python 3.11.4 or newer is needed; this is {sys.version.split()[0]}")
+        sys.exit(
+            f"error: Python 3.11.4 or newer is needed; this is {sys.version.split()[0]}. Install "
+            "one from https://www.python.org/downloads/ and run this with it"
+        )
     if DONE.is_file() and DONE.read_bytes() == LOCK.read_bytes():
         os.utime(DONE)  # newer than the lock file, for make
         return
-    python = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = SCRIPTS / ("python.exe" if os.name == "nt" else "python")
     if not python.exists():
         venv.create(FOLDER, with_pip=True, symlinks=os.name != "nt")
-    lock = LOCK
-    if without_torch:
-        entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
-        lock = FOLDER / "requirements.txt"
-        cuda = re.compile("torch|triton|nvidia-(?!ml-py)|cuda-")
-        kept = [entry for entry in entries if not cuda.match(entry)]
-        lock.write_text("\n".join(kept), encoding="utf-8")
-    options = ["--require-hashes", "--no-deps", "--requirement", str(lock)]
-    if status := subprocess.run([str(python), "-m", "pip", "install", *options]).returncode:
-        sys.exit(status)
+    for options in installs(cpu):
+        if status := subprocess.run([str(python), "-m", "pip", "install", *options]).returncode:
+            sys.exit(status)
     shutil.copyfile(LOCK, DONE)
     script = ".venv\\Scripts\\activate" if os.name == "nt" else "source .venv/bin/activate"
-    print(f"Ready. Activate the environment: {script}")
+    print(f"Ready. To activate the environment: {script}", flush=True)
+
+
+def run(command: list[str]) -> int:
+    """The exit status of `command`, run in the environment."""
+    path = os.pathsep.join((str(SCRIPTS), os.environ.get("PATH", "")))
+    program = shutil.which(command[0], path=path)
+    if not program:
+        sys.exit(f"error: {command[0]}: there is no such program in .venv or in PATH")
+    variables = os.environ | {"PATH": path, "VIRTUAL_ENV": str(FOLDER)}
+    try:
+        return subprocess.run([program, *command[1:]], env=variables).returncode
+    except KeyboardInterrupt:  # the command has had it too, and has said what there is to say
+        return 130
 
 
 if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    cpu = arguments[:1] == ["--cpu"]
+    command = arguments[cpu:]
+    if command[:1] and command[0].startswith("-"):
+        sys.exit(f"error: {command[0]}: unknown option; usage: tools.setup [--cpu] [COMMAND ...]")
     try:
-        main("--without-torch" in sys.argv[1:])
+        set_up(cpu)
+        sys.exit(run(command) if command else 0)
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
