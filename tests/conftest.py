@@ -42,11 +42,9 @@ def reproduced(tmp_path_factory, worker_id) -> Path:
     folder = (base if worker_id == "master" else base.parent) / "reproduced"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            code = (
-                f"import pathlib; from tools import demo; demo.run(pathlib.Path({str(folder)!r}))"
-            )
+            demo.make_project(folder)
             with folder.with_suffix(".log").open("w") as log:
-                child = start(ROOT, "-c", code, stdout=log, stderr=subprocess.STDOUT)
+                child = start(folder, "-m", "dvc", "repro", stdout=log, stderr=subprocess.STDOUT)
                 assert child.wait() == 0, folder.with_suffix(".log").read_text()
             commit(folder, "results")
     return folder

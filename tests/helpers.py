@@ -5,15 +5,14 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import yaml
 from PIL import Image
 
 from tools import demo
+from tools.demo import set_params as set_params
 from tools.isolated import environment, git
 from transfer.common.errors import InputError
-from transfer.common.settings import MODES, load_params, merge
+from transfer.common.settings import MODES
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "network", "train@frozen", "train@finetuned", "evaluate", "render"]
@@ -81,13 +80,6 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def set_params(folder: Path, changes: dict[str, Any]) -> None:
-    """Make `changes` in the params.yaml of `folder`."""
-    path = folder / "params.yaml"
-    document = merge(load_params(str(path)).model_dump(), changes)
-    path.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
 
 
 def refusal(action) -> str | None:

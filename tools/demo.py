@@ -1,4 +1,9 @@
-"""The same pipeline on a small generated data set, in a temporary copy: no network, no weights."""
+"""Transfer learning told on small generated images, in a temporary copy: nothing is downloaded.
+
+A network is trained from scratch on many images of stripes. Its first blocks are then the
+pretrained weights for another task, with few images of checks: frozen, fine-tuned, and compared
+with training from scratch. The figures and tables stay in demo/.
+"""
 
 import shutil
 import subprocess
@@ -8,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import yaml
 from PIL import Image
 
 from tools.isolated import environment, git
 from transfer.common.errors import exit_cleanly, fail
+from transfer.common.files import replacing, write_bytes
+from transfer.common.paths import model_path
 from transfer.common.settings import load_params, merge
+from transfer.model import load_weights
 
 ROOT = Path(__file__).parents[1]
 # What a project is made of, without its results.
@@ -41,31 +50,59 @@ SETTINGS: dict[str, Any] = {
     },
     "figures": {"first_batch_size": 16},
 }
+SECOND_PHASE = {
+    "muon_lr": 0.005,
+    "head_lr": 2e-3,
+    "backbone_lr": 1e-3,
+    "initial_scale": 1.0,
+    "batch_norm_until": 0.0,
+}
+WEIGHTS = "weights/stripes.safetensors"
+PRETRAINING = {"train": {"finetuned": {"start": "new"}}}
+TRANSFER = {
+    "data": {"source": "checks"},
+    "model": {"weights": WEIGHTS},
+    "train": {"shared": {"min_steps": 10}, "finetuned": {"start": "frozen", **SECOND_PHASE}},
+}
+KEPT = Path("demo")
 # CIFAR-10's names, for stripes at 0, 18, ... 162 degrees.
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-def stripes(count: int, seed: int) -> tuple[np.ndarray, list[int]]:
-    """Striped images, uint8 (count, 32, 32, 3), a class an angle, and their labels, in turn."""
+def stripes(count: int, seed: int, crossed: bool = False) -> tuple[np.ndarray, list[int]]:
+    """Striped images, uint8 (count, 32, 32, 3), a class an angle, and their labels, in turn.
+
+    Crossed with stripes at a right angle, they are checks.
+    """
     draw = np.random.default_rng(seed)
     labels = np.arange(count) % len(CLASSES)
-    angle = (labels * np.pi / len(CLASSES))[:, None, None]
+    angle = (labels * np.pi / len(CLASSES) / (2 if crossed else 1))[:, None, None]
     y, x = np.mgrid[:32, :32]
     phase = draw.uniform(0, 2 * np.pi, (count, 1, 1))
     waves = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 0.8 + phase)
+    if crossed:
+        waves *= np.sin((y * np.cos(angle) - x * np.sin(angle)) * 0.8 + phase[::-1])
     colour = draw.uniform(40, 90, (count, 1, 1, 3))
     noise = draw.normal(0, 40, (count, 32, 32, 3))
     pixels = np.clip(128 + colour * waves[..., None] + noise, 0, 255)
     return pixels.astype(np.uint8), labels.tolist()
 
 
-def write_stripes(folder: Path, train: int, test: int) -> None:
+def write_stripes(folder: Path, train: int, test: int, crossed: bool = False) -> None:
     """Write generated images as `folder`/{train,test}/CLASS/NUMBER.png."""
     for seed, (split, count) in enumerate((("train", train), ("test", test))):
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
-        for number, (pixels, label) in enumerate(zip(*stripes(count, seed), strict=True)):
+        for number, (pixels, label) in enumerate(zip(*stripes(count, seed, crossed), strict=True)):
             Image.fromarray(pixels).save(folder / split / CLASSES[label] / f"{number:05}.png")
+
+
+def set_params(folder: Path, changes: dict[str, Any]) -> None:
+    """Make `changes` in the params.yaml of `folder`."""
+    path = folder / "params.yaml"
+    document = merge(load_params(str(path)).model_dump(), changes)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def make_project(
@@ -83,30 +120,53 @@ def make_project(
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         else:
             shutil.copy(source, target)
-    document = merge(load_params(str(folder / "params.yaml")).model_dump(), settings)
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    set_params(folder, settings)
     write_stripes(folder / "stripes", train, test)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "generated")
 
 
-def run(folder: Path) -> None:
-    """Make a project in `folder`, reproduce it, show its metrics."""
-    notice = "DEMO on generated stripes: it shows how the pipeline runs; its numbers mean nothing."
-    print(notice, flush=True)
-    make_project(folder)
-    for command in ("repro", "metrics show --md"):
-        dvc = [sys.executable, "-m", "dvc", *command.split()]
-        if subprocess.run(dvc, cwd=folder, env=environment()).returncode:
-            fail(f"dvc {command} failed in the demo; its own message stands above")
-    print(notice)
+def run(folder: Path, *command: str) -> None:
+    """Run Python with `command` in the project in `folder`."""
+    print(f"DEMO: {' '.join(command).removeprefix('-m ')}", flush=True)
+    if subprocess.run([sys.executable, *command], cwd=folder, env=environment()).returncode:
+        fail(f"{' '.join(command)} failed in the demo; its own message stands above")
+
+
+def tell(folder: Path) -> None:
+    """Make a project in `folder`, pretrain, transfer, compare."""
+    print("DEMO 1 of 3: pretrain on 3,000 generated images of stripes", flush=True)
+    make_project(folder, 3000, 20, merge(SETTINGS, PRETRAINING))
+    run(folder, "-m", "dvc", "repro", "train@finetuned")
+    trained = load_weights(folder / model_path("finetuned"))
+    backbone = {k.removeprefix("backbone."): v for k, v in trained.items() if "backbone." in k}
+    write_bytes(folder / WEIGHTS, safetensors.torch.save(backbone))
+
+    print("DEMO 2 of 3: transfer to 100 images of checks, with and without fine-tuning", flush=True)
+    write_stripes(folder / "checks", 100, 1000, crossed=True)
+    set_params(folder, TRANSFER)
+    run(folder, "-m", "dvc", "repro")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "transfer")
+
+    print("DEMO 3 of 3: the same from scratch, as an experiment", flush=True)
+    settings = [f"train.finetuned.{key}={value}" for key, value in FROM_SCRATCH.items()]
+    changes = [
+        f"-S{each}" for each in ("model.weights=null", "train.finetuned.start=new", *settings)
+    ]
+    run(folder, "-m", "dvc", "exp", "run", "--temp", "--name", "scratch", *changes, "evaluate")
+    run(folder, "-m", "tools.compare")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as folder:
-        run(Path(folder))
+        tell(Path(folder))
+        with replacing(KEPT) as partial:
+            partial.mkdir()
+            for name in ("figures", "metrics"):
+                shutil.copytree(Path(folder, name), partial / name)
+    print(f"The figures and tables of the transfer are in {KEPT}/.")
 
 
 if __name__ == "__main__":
