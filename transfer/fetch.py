@@ -17,7 +17,8 @@ from transfer.common.paths import project_root
 
 TIMEOUT = 30  # seconds without a connection, or without a byte
 TRIES = 4  # with pauses of 1, 2 and 3 seconds
-OFFLINE = "docs/troubleshooting.md says how to work without internet"
+CONTENTS = "docs/troubleshooting.md says what belongs into it"
+OFFLINE = "without internet, set ASSETS_DIR (docs/troubleshooting.md) or run python -m tools.demo"
 
 
 def assets_dir() -> Path | None:
@@ -30,7 +31,7 @@ def assets_dir() -> Path | None:
         return None
     folder = project_root() / os.path.expanduser(value)
     if not folder.is_dir():
-        raise InputError(f"ASSETS_DIR = {value}: {folder} is no folder; {OFFLINE}")
+        raise InputError(f"ASSETS_DIR = {value}: {folder} is no folder; {CONTENTS}")
     return folder
 
 
