@@ -68,7 +68,7 @@ def changed(predictions: dict[str, list]) -> dict[str, np.ndarray]:
     """The images on which one mode alone is right: the numbers of the surest, under a heading."""
     right = {mode: np.equal(predictions[mode], predictions["label"]) for mode in MODES}
     found = {}
-    for mode, other in (MODES, MODES[::-1]):
+    for mode, other in (MODES[::-1], MODES):
         numbers = np.flatnonzero(right[mode] & ~right[other])
         surest = np.argsort(-np.array(predictions[f"{mode}_confidence"])[numbers], kind="stable")
         heading = f"Only {mode} is right: {len(numbers):,} of {len(right[mode]):,} test images"

@@ -55,9 +55,9 @@ def test_images_that_one_mode_alone_has_right_are_shown_surest_first():
     }  # fmt: skip
     found = changed(predictions)
     assert [heading[:35] for heading in found] == [
-        "Only frozen is right: 1 of 5 test i", "Only finetuned is right: 3 of 5 tes"
+        "Only finetuned is right: 3 of 5 tes", "Only frozen is right: 1 of 5 test i"
     ]  # fmt: skip
-    assert [list(numbers) for numbers in found.values()] == [[0], [2, 1, 4]]
+    assert [list(numbers) for numbers in found.values()] == [[2, 1, 4], [0]]
     best = {mode: [("a", 1.0)] * 5 for mode in figures.COLOURS}
     none = found | {"none": np.arange(0)}
     grid = figures.image_grid(np.zeros((5, 8, 8, 3), np.uint8), ["a"] * 5, best, none)

@@ -63,7 +63,7 @@ def test_a_step_resumed_from_the_cpu_stays_on_its_device(params):
     kept = None
     for device in ("cpu", "meta"):  # torch's device without values has a backward pass
         learning = mode_on(device, Finetuned, params)
-        updates = Updates(learning.network, learning.learning_rates, params.train.shared, 10)
+        updates = Updates(learning.network, learning.learning_rates, params.train, 10)
         x, labels = next(iter(learning.batches(0)))
         F.cross_entropy(learning.learner(0)(x), labels).backward()
         updates.optimizers[0].step()  # Muon; fused AdamW cannot start there

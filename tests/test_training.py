@@ -97,8 +97,8 @@ def test_interrupted_training_resumes_after_the_last_epoch_kept(learn, mode, tmp
 
 def test_optimizers_and_their_schedule_resume_exactly(params):
     networks = build(params.model, 10), build(params.model, 10)
-    peaks, shared = {"muon": 0.1, "head": 0.01, "backbone": 0.001}, params.train.shared
-    whole, resumed = (Updates(network, peaks, shared, steps=6) for network in networks)
+    peaks, settings = {"muon": 0.1, "head": 0.01, "backbone": 0.001}, params.train
+    whole, resumed = (Updates(network, peaks, settings, steps=6) for network in networks)
     for step in range(6):
         if step == 3:
             networks[1].load_state_dict(networks[0].state_dict())
@@ -114,7 +114,8 @@ def test_optimizers_and_their_schedule_resume_exactly(params):
 def test_each_part_has_its_own_learning_rate(params):
     network = build(params.model, 10)
     peaks = {"muon": 0.1, "head": 0.03, "backbone": 0.01}
-    optimizers = make_optimizers(network, peaks, params.train.shared)
+    decaying = params.changed({"train": {"finetuned": {"weight_decay": 0.2}}})
+    optimizers = make_optimizers(network, peaks, decaying.train)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     found = {p: (g["lr"], g["weight_decay"] > 0) for g in groups for p in g["params"]}
     of_head = {2: 0.03, 1: 0.03, 4: 0.1}  # by the number of dimensions

@@ -36,6 +36,7 @@ FROM_SCRATCH = {
     "muon_lr": 0.02,
     "head_lr": 5e-3,
     "backbone_lr": 2e-3,
+    "weight_decay": 0.2,
     "initial_scale": 0.5,
     "batch_norm_until": 0.5,
 }
@@ -54,6 +55,7 @@ SECOND_PHASE = {
     "muon_lr": 0.005,
     "head_lr": 2e-3,
     "backbone_lr": 1e-3,
+    "weight_decay": 0.0,
     "initial_scale": 1.0,
     "batch_norm_until": 0.0,
 }

@@ -163,7 +163,7 @@ def movement(moved: dict[str, list]) -> Figure:
         values = np.array(moved[kind][-count:])
         axes.barh(y + place, values, 0.38, color=colour, label=label)
         for position, value in zip(y + place, values, strict=True):
-            text = "none" if np.isnan(value) else f"{100 * value:.3g} %"
+            text = "none" if np.isnan(value) else f"{100 * value:.1f} %"
             axes.annotate(
                 text, (np.nan_to_num(value), position), (4, 0), textcoords="offset points",
                 va="center", size=9,

@@ -55,7 +55,6 @@ class SharedSettings(Section):
     batch_size: Annotated[int, Field(ge=2, le=4096)]
     min_steps: Annotated[int, Field(ge=1, le=100_000)]
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
-    weight_decay: Annotated[float, Field(ge=0, le=1)]
     max_shift: Annotated[int, Field(ge=0, le=31)]
     warm_up: Annotated[float, Field(ge=0, le=1)]
 
@@ -73,6 +72,7 @@ class FinetunedSettings(Section):
     muon_lr: LearningRate
     head_lr: LearningRate
     backbone_lr: LearningRate
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
     initial_scale: Annotated[float, Field(gt=0, le=1)]
     batch_norm_until: Annotated[float, Field(ge=0, le=1)]
 

@@ -34,7 +34,7 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
     """
     check_settings(mode)
     network, params, epochs = mode.network, mode.params, mode.settings.epochs
-    updates = Updates(network, mode.learning_rates, params.train.shared, mode.steps * epochs)
+    updates = Updates(network, mode.learning_rates, params.train, mode.steps * epochs)
     rows = resume(network, updates, log, unfinished)
     fixed = {
         key: tensor.clone()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer.common.settings import SharedSettings
+from transfer.common.settings import TrainSettings
 from transfer.model import Network
 
 
@@ -50,25 +50,22 @@ def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
 
 
 def make_optimizers(
-    network: Network, learning_rates: dict[str, float], settings: SharedSettings
+    network: Network, learning_rates: dict[str, float], settings: TrainSettings
 ) -> list[torch.optim.Optimizer]:
     """Muon for the head's convolutions, if it has any, and AdamW for the rest.
 
     `learning_rates` has the peak rates of "muon", and of AdamW for "head" and, if it learns, for
-    "backbone". As usual, biases and BatchNorm's scales and shifts do not decay; nor do the weights
-    of the last layer, which decay keeps from its optimum (a linear head loses 2 points).
+    "backbone". Of AdamW's parameters only the weights of the backbone's layers decay, not biases
+    and BatchNorm's scales and shifts, nor the head's last layer, which decay keeps from its optimum
+    (a linear head loses 2 points).
     """
-    last: Any = network.head[-1]
     convolutions = [p for p in network.head.parameters() if p.ndim == 4]
-    groups = []
-    for part in [part for part in ("head", "backbone") if part in learning_rates]:
-        peak = learning_rates[part]
-        learned = list(network.get_submodule(part).parameters())
-        of_adamw = [p for p in learned if part != "head" or p.ndim != 4]
-        weights = [p for p in of_adamw if p.ndim > 1 and p is not last.weight]
-        groups.append({"params": weights, "lr": peak, "weight_decay": settings.weight_decay})
-        others = [p for p in of_adamw if p.ndim <= 1 or p is last.weight]
-        groups.append({"params": others, "lr": peak, "weight_decay": 0.0})
+    others = [p for p in network.head.parameters() if p.ndim != 4]
+    groups = [{"params": others, "lr": learning_rates["head"], "weight_decay": 0.0}]
+    if peak := learning_rates.get("backbone"):
+        for decay, decays in ((settings.finetuned.weight_decay, True), (0.0, False)):
+            chosen = [p for p in network.backbone.parameters() if (p.ndim > 1) == decays]
+            groups.append({"params": chosen, "lr": peak, "weight_decay": decay})
     adamw = torch.optim.AdamW(groups, fused=True)  # all parameters in one call, much faster
     muon = [Muon(convolutions, learning_rates["muon"])] if convolutions else []
     return [*muon, adamw]
@@ -81,10 +78,10 @@ class Updates:
         self,
         network: Network,
         learning_rates: dict[str, float],
-        settings: SharedSettings,
+        settings: TrainSettings,
         steps: int,
     ):
-        factor = functools.partial(slanted_triangle, steps=steps, warm_up=settings.warm_up)
+        factor = functools.partial(slanted_triangle, steps=steps, warm_up=settings.shared.warm_up)
         self.optimizers = make_optimizers(network, learning_rates, settings)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers]
         self.parts: list[Any] = [*self.optimizers, *schedules]

@@ -1,0 +1,40 @@
+"""tools.setup, without what needs a package index."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import setup
+
+
+def names(text: str) -> set[str]:
+    return set(re.findall(r"^([\w.-]+)==", text, re.M))
+
+
+def test_cpu_leaves_out_cuda_and_no_more(monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    [(*_, torch, torchvision), (*_, rest)] = setup.installs(cpu=True)
+    lock = setup.LOCK.read_text(encoding="utf-8")
+    assert f"\n{torch} " in lock
+    assert f"\n{torchvision} " in lock
+    left = names(lock) - names(Path(rest).read_text(encoding="utf-8"))
+    assert {"torch", "torchvision", "triton"} < left
+    assert all(re.match("torch|triton|nvidia-c|nvidia-n|cuda-", name) for name in left)
+    [(*_, whole)] = setup.installs(cpu=False)
+    assert whole == str(setup.LOCK)
+
+
+def test_a_command_runs_in_the_environment_and_its_status_is_kept(monkeypatch):
+    monkeypatch.setattr(setup, "SCRIPTS", Path(sys.executable).parent)
+    assert setup.run(["python", "-c", "import os, sys; sys.exit('VIRTUAL_ENV' in os.environ)"]) == 1
+    with pytest.raises(SystemExit, match="error: nowhere: there is no such program"):
+        setup.run(["nowhere"])
+
+
+def test_an_old_python_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    with pytest.raises(SystemExit, match=r"Python 3\.11\.4 or newer is needed"):
+        setup.set_up(cpu=False)
