@@ -1,4 +1,7 @@
-"""Print accuracies, gain and changed settings of the last commit and of its experiments."""
+"""Print accuracies, gain and changed settings of the last commit and of its experiments.
+
+Below each of them stand the settings that differ from the commit, as `-S` takes them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,41 +15,43 @@ from transfer.common.errors import exit_cleanly, printable
 from transfer.common.settings import MODES
 
 METRICS = [*(f"{mode}.accuracy" for mode in MODES), "gain"]
-WIDTHS = [20, None, None, None, 30]  # so that no line is wider than 80 columns
 
 
-def text(value: Any) -> str:
-    """A value as params.yaml has it; DVC gives whole numbers as floats."""
-    return f"{value:g}" if isinstance(value, float) else printable(value)
+def shown(value: Any) -> str:
+    """A value as params.yaml has it; DVC gives whole numbers as floats, and null as text."""
+    text = f"{value:g}" if isinstance(value, float) else printable(value)
+    return "null" if text == "None" else text
 
 
-def line(
-    name: str, found: dict[str, Any], commit: dict[str, Any], settings: list[str]
-) -> list[str]:
-    """A line of the table. Until an experiment has ended, DVC gives it the commit's results."""
-    results = [(found["State"] or "").lower(), "", ""]
-    if results[0] in ("", "success"):
-        known = found.get("gain") is not None
-        results = (
-            [f"{100 * found[key]:.2f}" for key in METRICS] if known else ["no results", "", ""]
-        )
-    changed = [f"{key}={text(found[key])}" for key in settings if found.get(key) != commit.get(key)]
-    return [name, *results, "\n".join(changed)]
+def results(found: dict[str, Any]) -> list[str]:
+    """Accuracies and gain in %. Until an experiment has ended, DVC gives it the commit's."""
+    state = (found["State"] or "").lower()
+    if state in ("", "success") and found.get("gain") is not None:
+        return [f"{100 * found[key]:.2f}" for key in METRICS]
+    return [state if state not in ("", "success") else "no results", "", ""]
 
 
 def main() -> None:
     settings = [*flatten(dvc.api.params_show())]
     tree, commit, *experiments = dvc.api.exp_show()
-    rows = [line("the commit", commit, commit, settings)]
-    unfinished = line("working tree", tree, commit, settings)
-    if unfinished[1:] != rows[0][1:]:
-        rows.append(unfinished)
+
+    def changes(found: dict[str, Any]) -> list[str]:
+        changed = [key for key in settings if found.get(key) != commit.get(key)]
+        return [f"    {key}={shown(found.get(key))}" for key in changed]
+
     experiments.sort(key=lambda found: found.get(METRICS[1]) or 0, reverse=True)
-    rows += [line(e["Experiment"] or e["rev"], e, commit, settings) for e in experiments]
-    header = ("", *(f"{mode} %" for mode in MODES), "gain", "changed settings")
-    right = ("left", "right", "right", "right", "left")
+    rows = {"the commit": commit}
+    if changes(tree) or results(tree) != results(commit):
+        rows["working tree"] = tree
+    rows |= {found["Experiment"] or found["rev"]: found for found in experiments}
+    header = ("", *(f"{mode} %" for mode in MODES), "gain")
+    table = [(name, *results(found)) for name, found in rows.items()]
+    lines = tabulate(table, header, disable_numparse=True, colalign=("left", *["right"] * 3))
+    top, rule, *body = lines.splitlines()
     print(git(Path(), "log", "-1", "--format=Commit %h of %as, and its experiments:").strip())
-    print(tabulate(rows, header, disable_numparse=True, colalign=right, maxcolwidths=WIDTHS))
+    print(top, rule, sep="\n")
+    for line, found in zip(body, rows.values(), strict=True):
+        print(line, *changes(found), sep="\n")
 
 
 if __name__ == "__main__":

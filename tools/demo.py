@@ -1,7 +1,7 @@
 """Transfer learning told on small generated images, in a temporary copy: nothing is downloaded.
 
-A network is trained from scratch on many images of stripes. Its first blocks are then the
-pretrained weights for another task, with few images of checks: frozen, fine-tuned, and compared
+A network is trained from scratch on many images of sloping stripes. Its first blocks are then the
+pretrained weights for another task, with few images of diamonds: frozen, fine-tuned, and compared
 with training from scratch. The figures and tables stay in demo/.
 """
 
@@ -59,43 +59,46 @@ SECOND_PHASE = {
     "initial_scale": 1.0,
     "batch_norm_until": 0.0,
 }
-WEIGHTS = "weights/stripes.safetensors"
-PRETRAINING = {"train": {"finetuned": {"start": "new"}}}
+WEIGHTS = "weights/slopes.safetensors"
+PRETRAINING = {"data": {"source": "slopes"}, "train": {"finetuned": {"start": "new"}}}
 TRANSFER = {
-    "data": {"source": "checks"},
+    "data": {"source": "diamonds"},
     "model": {"weights": WEIGHTS},
-    "train": {"shared": {"min_steps": 10}, "finetuned": {"start": "frozen", **SECOND_PHASE}},
+    "train": {"shared": {"min_steps": 20}, "finetuned": {"start": "frozen", **SECOND_PHASE}},
 }
 KEPT = Path("demo")
 # CIFAR-10's names, for stripes at 0, 18, ... 162 degrees.
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-def stripes(count: int, seed: int, crossed: bool = False) -> tuple[np.ndarray, list[int]]:
+def stripes(count: int, seed: int, kind: str = "stripes") -> tuple[np.ndarray, list[int]]:
     """Striped images, uint8 (count, 32, 32, 3), a class an angle, and their labels, in turn.
 
-    Crossed with stripes at a right angle, they are checks.
+    Of the kind "slopes", either side may be the higher one, so that a mirrored image has the same
+    class; of the kind "diamonds", stripes that rise and stripes that fall are laid over each other.
     """
     draw = np.random.default_rng(seed)
     labels = np.arange(count) % len(CLASSES)
-    angle = (labels * np.pi / len(CLASSES) / (2 if crossed else 1))[:, None, None]
+    right = np.pi if kind == "stripes" else np.pi / 2
+    angle = (labels * right / len(CLASSES))[:, None, None]
     y, x = np.mgrid[:32, :32]
     phase = draw.uniform(0, 2 * np.pi, (count, 1, 1))
-    waves = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 0.8 + phase)
-    if crossed:
-        waves *= np.sin((y * np.cos(angle) - x * np.sin(angle)) * 0.8 + phase[::-1])
     colour = draw.uniform(40, 90, (count, 1, 1, 3))
     noise = draw.normal(0, 40, (count, 32, 32, 3))
+    side = draw.choice([-1, 1], (count, 1, 1)) if kind == "slopes" else 1
+    waves = np.sin((x * np.cos(angle) + side * y * np.sin(angle)) * 0.8 + phase)
+    if kind == "diamonds":
+        waves = (waves + np.sin((x * np.cos(angle) - y * np.sin(angle)) * 0.8 + phase[::-1])) / 2
     pixels = np.clip(128 + colour * waves[..., None] + noise, 0, 255)
     return pixels.astype(np.uint8), labels.tolist()
 
 
-def write_stripes(folder: Path, train: int, test: int, crossed: bool = False) -> None:
+def write_stripes(folder: Path, train: int, test: int, kind: str = "stripes") -> None:
     """Write generated images as `folder`/{train,test}/CLASS/NUMBER.png."""
     for seed, (split, count) in enumerate((("train", train), ("test", test))):
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
-        for number, (pixels, label) in enumerate(zip(*stripes(count, seed, crossed), strict=True)):
+        for number, (pixels, label) in enumerate(zip(*stripes(count, seed, kind), strict=True)):
             Image.fromarray(pixels).save(folder / split / CLASSES[label] / f"{number:05}.png")
 
 
@@ -138,15 +141,18 @@ def run(folder: Path, *command: str) -> None:
 
 def tell(folder: Path) -> None:
     """Make a project in `folder`, pretrain, transfer, compare."""
-    print("DEMO 1 of 3: pretrain on 3,000 generated images of stripes", flush=True)
-    make_project(folder, 3000, 20, merge(SETTINGS, PRETRAINING))
+    print("DEMO 1 of 3: pretrain on 3,000 images of sloping stripes", flush=True)
+    make_project(folder, 20, 20, merge(SETTINGS, PRETRAINING))
+    write_stripes(folder / "slopes", 3000, 20, "slopes")
     run(folder, "-m", "dvc", "repro", "train@finetuned")
     trained = load_weights(folder / model_path("finetuned"))
     backbone = {k.removeprefix("backbone."): v for k, v in trained.items() if "backbone." in k}
     write_bytes(folder / WEIGHTS, safetensors.torch.save(backbone))
 
-    print("DEMO 2 of 3: transfer to 100 images of checks, with and without fine-tuning", flush=True)
-    write_stripes(folder / "checks", 100, 1000, crossed=True)
+    print(
+        "DEMO 2 of 3: transfer to 200 images of diamonds, with and without fine-tuning", flush=True
+    )
+    write_stripes(folder / "diamonds", 200, 1000, "diamonds")
     set_params(folder, TRANSFER)
     run(folder, "-m", "dvc", "repro")
     git(folder, "add", "--all")

@@ -154,8 +154,8 @@ def movement(moved: dict[str, list]) -> Figure:
     y = np.arange(count)
     figure, axes = plt.subplots(figsize=(8.5, 0.5 * count + 1.7), layout="constrained")
     labels = {
-        "weights": "weights of convolutions",
-        "scale_and_shift": "scale and shift of BatchNorm",
+        "weights": "weights of the layers",
+        "scale_and_shift": "scale and shift of normalisation",
     }
     for place, (kind, label), colour in zip(
         (-0.2, 0.2), labels.items(), COLOURS.values(), strict=True
