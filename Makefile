@@ -15,7 +15,7 @@ repro: setup  ## check the settings, then run the stages that are not up to date
 	python -m transfer.common.settings
 	dvc repro
 
-demo: setup  ## run the pipeline on small generated data in a temporary copy; its numbers mean nothing
+demo: setup  ## transfer learning on small generated images: 2 minutes, no download; figures in demo/
 	python -m tools.demo
 
 compare: setup  ## print accuracies, gain and changed settings of the last commit and its experiments

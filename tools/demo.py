@@ -174,7 +174,10 @@ def main() -> None:
             partial.mkdir()
             for name in ("figures", "metrics"):
                 shutil.copytree(Path(folder, name), partial / name)
-    print(f"The figures and tables of the transfer are in {KEPT}/.")
+    print(
+        "The commit is the transfer; in the experiment scratch, finetuned is trained from scratch.\n"
+        f"The figures and tables of the transfer are in {KEPT}/."
+    )
 
 
 if __name__ == "__main__":
