@@ -95,11 +95,12 @@ def stripes(count: int, seed: int, kind: str = "stripes") -> tuple[np.ndarray, l
 
 def write_stripes(folder: Path, train: int, test: int, kind: str = "stripes") -> None:
     """Write generated images as `folder`/{train,test}/CLASS/NUMBER.png."""
+    names = CLASSES if kind == "stripes" else [f"{9 * i} degrees" for i in range(len(CLASSES))]
     for seed, (split, count) in enumerate((("train", train), ("test", test))):
-        for name in CLASSES:
+        for name in names:
             (folder / split / name).mkdir(parents=True)
         for number, (pixels, label) in enumerate(zip(*stripes(count, seed, kind), strict=True)):
-            Image.fromarray(pixels).save(folder / split / CLASSES[label] / f"{number:05}.png")
+            Image.fromarray(pixels).save(folder / split / names[label] / f"{number:05}.png")
 
 
 def set_params(folder: Path, changes: dict[str, Any]) -> None:
@@ -175,7 +176,7 @@ def main() -> None:
             for name in ("figures", "metrics"):
                 shutil.copytree(Path(folder, name), partial / name)
     print(
-        "The commit is the transfer; in the experiment scratch, finetuned is trained from scratch.\n"
+        "The commit is the transfer; in the experiment scratch, finetuned is from scratch.\n"
         f"The figures and tables of the transfer are in {KEPT}/."
     )
 
