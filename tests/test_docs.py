@@ -46,7 +46,8 @@ def lines(table: str) -> list[set[str]]:
         frozen, finetuned = (100 * float(row[f"{mode}.accuracy"]) for mode in MODES)
         numbers = (frozen, finetuned, finetuned - frozen, float(row.get("minutes", 0)))
         known[value].update(row.values(), printed(numbers))
-        runs[value, row["model.weights"]].append((frozen, finetuned))
+        part = (row["model.weights"], row.get("train.shared.images"))
+        runs[value, part].append((frozen, finetuned, 100 * float(row.get("moved", 0))))
     for (value, _), pairs in runs.items():
         known[value] |= printed(map(mean, zip(*pairs, strict=True)))
     return [*known.values()]
@@ -68,7 +69,9 @@ def test_numbers_are_those_of_the_committed_tables_that_a_page_names(page):
         assert [] in wrong  # those of the rows and of the columns
     prose = NUMBER.findall(re.sub(r"^\|.*", "", text, flags=re.M))
     exact = [line for t in named if t not in SWEEPS for line in lines(t)] or known
-    assert {n for n in prose if re.search(r"\.\d\d|e", n)} <= set().union(*exact)
+    settings = [v for v in flatten(SETTINGS.model_dump()).values() if isinstance(v, float)]
+    short = {f"{value:.0e}".replace("e-0", "e-") for value in settings}  # as in params.yaml
+    assert {n for n in prose if re.search(r"\.\d\d|e", n)} <= short.union(*exact)
 
 
 @pytest.mark.parametrize("page", PAGES)
