@@ -42,9 +42,6 @@ seeds: setup  ## the settings of params.yaml with five seeds, as in README.md; w
 rates: setup  ## accuracy against the learning rate of the backbone; an hour; writes docs/rates.*
 	python -m tools.sweep rates
 
-starts: setup  ## fine-tuning from the frozen model, from a new head, and from scratch; writes docs/starts.csv
-	python -m tools.sweep starts
-
 verify: setup  ## run everything from scratch in a clone of the last commit and compare the results
 	python -m tools.verify
 
@@ -80,4 +77,4 @@ lock-check:  ## check that every locked package has a wheel for each system (nee
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots blocks heads images recipes seeds rates starts verify bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots blocks heads images recipes seeds rates verify bench test test-faults lint lock lock-check
