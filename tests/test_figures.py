@@ -59,10 +59,11 @@ def test_images_that_one_mode_alone_has_right_are_shown_surest_first():
     ]  # fmt: skip
     assert [list(numbers) for numbers in found.values()] == [[2, 1, 4], [0]]
     best = {mode: [("a", 1.0)] * 5 for mode in figures.COLOURS}
-    none = found | {"none": np.arange(0)}
-    grid = figures.image_grid(np.zeros((5, 8, 8, 3), np.uint8), ["a"] * 5, best, none)
-    assert len(grid.axes) == 4
-    figures.plt.close(grid)
+    none = {"none": np.arange(0)}
+    for sections, count in ((found | none, 4), (none, 0)):
+        grid = figures.image_grid(np.zeros((5, 8, 8, 3), np.uint8), ["a"] * 5, best, sections)
+        assert len(grid.axes) == count
+        figures.plt.close(grid)
 
 
 def test_boxes_are_reported_once_and_a_usual_font_saves_them(tmp_path, capsys):

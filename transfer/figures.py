@@ -97,7 +97,7 @@ def image_grid(
     numbers of the images, int (n,), under each heading. Where the names are the true classes, a
     correct prediction has a tick and is green; a wrong one has a cross, is red and bold.
     """
-    columns = min(8, max(map(len, sections.values())))
+    columns = max(1, min(8, max(map(len, sections.values()))))
     width = max(8.2, 1.72 * columns)  # in inches, as all lengths here
     heights = [2.28 * -(-len(numbers) // columns) + 0.8 for numbers in sections.values()]
     figure = plt.figure(figsize=(width, sum(heights)), layout="none")
