@@ -85,7 +85,7 @@ def server(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_lasting_fault_harms_nothing_and_a_passing_one_is_got_over(server, fault):
     server.faults = [FAULTS[fault]] * 3
-    assert re.match(f"{server.url}.*: cannot be downloaded: .+; docs/", refusal(server.read))
+    assert re.match(f"{server.url}.*: cannot be downloaded: .+; without internet, set ASSETS_DIR", refusal(server.read))
     assert contents(server.kept.parents[1]) == {server.kept: b"bad"}
     assert torch.equal(server.read(), server.read())  # downloaded once
     assert server.asked == 4
@@ -94,7 +94,7 @@ def test_a_lasting_fault_harms_nothing_and_a_passing_one_is_got_over(server, fau
 def test_without_a_server_or_a_place_one_line_says_so(server, tmp_path, monkeypatch):
     server.shutdown()
     server.server_close()
-    assert "refused; docs/" in refusal(server.read)
+    assert "refused; without internet, set ASSETS_DIR" in refusal(server.read)
     for place in (server.kept, "/proc/no/folder/of/mine"):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / place))
         assert re.match(f".*{place}/.*: cannot be written: ", refusal(server.read))
