@@ -45,7 +45,7 @@ def lines(table: str) -> list[set[str]]:
         value = next(setting for key, setting in row.items() if key != "seed")
         frozen, finetuned = (100 * float(row[f"{mode}.accuracy"]) for mode in MODES)
         numbers = (frozen, finetuned, finetuned - frozen, float(row.get("minutes", 0)))
-        known[value].update(row.values(), printed(numbers))
+        known[value].update(row.values(), printed(numbers), {value.replace("e-0", "e-")})
         part = (row["model.weights"], row.get("train.shared.images"))
         runs[value, part].append((frozen, finetuned, 100 * float(row.get("moved", 0))))
     for (value, _), pairs in runs.items():
