@@ -85,7 +85,10 @@ def server(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_lasting_fault_harms_nothing_and_a_passing_one_is_got_over(server, fault):
     server.faults = [FAULTS[fault]] * 3
-    assert re.match(f"{server.url}.*: cannot be downloaded: .+; without internet, set ASSETS_DIR", refusal(server.read))
+    assert re.match(
+        f"{server.url}.*: cannot be downloaded: .+; without internet, set ASSETS_DIR",
+        refusal(server.read),
+    )
     assert contents(server.kept.parents[1]) == {server.kept: b"bad"}
     assert torch.equal(server.read(), server.read())  # downloaded once
     assert server.asked == 4

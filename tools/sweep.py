@@ -138,13 +138,14 @@ def by_line(rows: list[dict[str, Any]], columns: list[str], x: str, split: str |
 def draw(
     axes: figures.Axes,
     lines: Lines,
+    width: float,
     logarithmic: bool = False,
     marked: float | None = None,
     decimals: int = 0,
 ) -> None:
     """Mean accuracies, and the range of the runs where there are several, against a setting.
 
-    What is the same everywhere is a horizontal line. A dashed line marks the value `marked`;
+    What is the same everywhere is a horizontal line. The axes are `width` inches wide. A dashed line marks the value `marked`;
     numbers, in %, have `decimals`.
     """
     every = sorted({x for points in lines.values() for x in points})
@@ -169,14 +170,17 @@ def draw(
     if any(len(runs) > 1 for points in lines.values() for runs in points.values()):
         axes.fill_between([], [], color="0.5", alpha=0.2, linewidth=0, label="range of the runs")
 
-    # As many values of x as have space.
+    # As many values of x as have space, 0.6 inches each.
     places = (axes.transScale + axes.transLimits).transform([(x, 0) for x in every])[:, 0]
     ticks: list[tuple[float, float]] = []
     for x, place in zip(every, places, strict=True):
-        if not ticks or place > ticks[-1][1] + 0.06:
+        if not ticks or place > ticks[-1][1] + 0.6 / width:
             ticks.append((x, place))
     shown = [x for x, _ in ticks]
-    axes.set_xticks(shown, [f"{x:,}" if isinstance(x, int) else f"{x:.3g}" for x in shown])
+    axes.set_xticks(
+        shown,
+        [f"{x:,}" if isinstance(x, int) else f"{x:.2g}" if x < 1 else f"{x:.3g}" for x in shown],
+    )
     axes.minorticks_off()
 
     # The highest mean has its number above it. Others have it below, but not on a lower line.
@@ -208,13 +212,14 @@ def figure_of(
     **how: Any,
 ) -> figures.Figure:
     """A panel for each column that is an `x`, with its label; `marked` is a value of the first."""
+    width = 8.5 if len(x) == 1 else 6.5
     figure, panels = figures.plt.subplots(
-        1, len(x), figsize=(8.5 if len(x) == 1 else 13, 5), layout="constrained", squeeze=False
+        1, len(x), figsize=(width * len(x), 5), layout="constrained", squeeze=False
     )
     for axes, column in zip(panels[0], x, strict=True):
         lines = by_line(rows, columns, column, split)
         figures.label_accuracy(axes, title if column == columns[0] else "", x[column])
-        draw(axes, lines, marked=marked if column == columns[0] else None, **how)
+        draw(axes, lines, width, marked=marked if column == columns[0] else None, **how)
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5)
     return figure
