@@ -145,8 +145,8 @@ def draw(
 ) -> None:
     """Mean accuracies, and the range of the runs where there are several, against a setting.
 
-    What is the same everywhere is a horizontal line. The axes are `width` inches wide. A dashed line marks the value `marked`;
-    numbers, in %, have `decimals`.
+    What is the same everywhere is a horizontal line, a dashed line marks the value `marked`.
+    Numbers, in %, have `decimals`. The axes are `width` inches wide.
     """
     every = sorted({x for points in lines.values() for x in points})
     if logarithmic:
