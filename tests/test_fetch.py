@@ -97,7 +97,7 @@ def test_a_lasting_fault_harms_nothing_and_a_passing_one_is_got_over(server, fau
 def test_without_a_server_or_a_place_one_line_says_so(server, tmp_path, monkeypatch):
     server.shutdown()
     server.server_close()
-    assert "refused; without internet, set ASSETS_DIR" in refusal(server.read)
+    assert "refused>; without internet, set ASSETS_DIR" in refusal(server.read)
     for place in (server.kept, "/proc/no/folder/of/mine"):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / place))
         assert re.match(f".*{place}/.*: cannot be written: ", refusal(server.read))

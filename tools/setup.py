@@ -25,7 +25,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 def installs(cpu: bool) -> list[list[str]]:
     """The arguments of each `pip install` that is needed."""
     lock, options = LOCK, ["--no-deps"]
-    commands = []
+    commands: list[list[str]] = []
     if cpu and sys.platform == "linux":
         entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
         cuda = re.compile("torch|triton|nvidia-(?!ml-py)|cuda-")
