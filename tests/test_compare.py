@@ -98,6 +98,7 @@ def test_exp_show_has_accuracies_and_gain_first(compared):
 def test_make_compare_and_make_plots(compared, reproduced):
     first, header, _, *lines = make(compared, "compare")
     assert first.startswith(git(compared, "log", "-1", "--format=Commit %h of %as").strip())
+    assert max(map(len, lines)) <= 80
     assert header.split() == ["frozen", "%", "finetuned", "%", "gain"]
     values = {
         name: [f"{100 * committed(compared, revision)[key]:.2f}" for key in (*ACCURACIES, "gain")]

@@ -1,5 +1,7 @@
 """The story of the demo, told as a user has it told."""
 
+import re
+
 import pytest
 from helpers import ROOT, python
 
@@ -8,12 +10,9 @@ from helpers import ROOT, python
 def test_transfer_beats_training_from_scratch_and_the_figures_stay(tmp_path):
     done = python(tmp_path, "-m", "tools.demo", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    words = [line.split() for line in done.stdout.splitlines()]
-    frozen, finetuned, _ = map(
-        float, next(line for line in words if line[:2] == ["the", "commit"])[2:5]
-    )
-    scratch = float(next(line for line in words if line[:1] == ["scratch"])[2])
-    assert frozen > scratch + 10
-    assert finetuned > scratch + 10
+    [(frozen, finetuned)] = re.findall(r"^the commit +(\S+) +(\S+)", done.stdout, re.M)
+    [scratch] = re.findall(r"^scratch +\S+ +(\S+)", done.stdout, re.M)
+    assert float(frozen) > float(scratch) + 10
+    assert float(finetuned) > float(scratch) + 10
     assert (tmp_path / "demo/figures/first_batch.png").is_file()
     assert (tmp_path / "demo/metrics/evaluation.json").is_file()

@@ -47,7 +47,7 @@ def lines(table: str) -> list[set[str]]:
         numbers = (frozen, finetuned, finetuned - frozen, float(row.get("minutes", 0)))
         known[value].update(row.values(), printed(numbers), {value.replace("e-0", "e-")})
         part = (row["model.weights"], row.get("train.shared.images"))
-        runs[value, part].append((frozen, finetuned, 100 * float(row.get("moved", 0))))
+        runs[value, part].append((frozen, finetuned))
     for (value, _), pairs in runs.items():
         known[value] |= printed(map(mean, zip(*pairs, strict=True)))
     return [*known.values()]

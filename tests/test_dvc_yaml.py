@@ -74,6 +74,11 @@ def lock(reproduced) -> dict[str, dict]:
     return yaml.safe_load((reproduced / "dvc.lock").read_text())["stages"]
 
 
+def test_dvc_lock_has_no_stage_that_dvc_yaml_has_not():
+    committed = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))  # DVC keeps them
+    assert sorted(committed["stages"]) == sorted(STAGES)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_deps_are_the_modules_that_the_stage_imports(lock, name):
     declared = set().union(*(modules(dep["path"]) for dep in lock[name]["deps"]))

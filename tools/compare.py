@@ -23,12 +23,21 @@ def shown(value: Any) -> str:
     return "null" if text == "None" else text
 
 
+def unfinished(found: dict[str, Any]) -> str:
+    """Why an experiment, as DVC lists it, has no results of its own; "" if it has them.
+
+    Until it has ended, DVC lists it with the results of the last commit.
+    """
+    if found["State"] not in (None, "", "Success"):
+        return found["State"]
+    return "" if found.get("gain") is not None else "has no results"
+
+
 def results(found: dict[str, Any]) -> list[str]:
-    """Accuracies and gain in %. Until an experiment has ended, DVC gives it the commit's."""
-    state = (found["State"] or "").lower()
-    if state in ("", "success") and found.get("gain") is not None:
-        return [f"{100 * found[key]:.2f}" for key in METRICS]
-    return [state if state not in ("", "success") else "no results", "", ""]
+    """Accuracies and gain in %, or why there are none."""
+    if reason := unfinished(found):
+        return [reason, "", ""]
+    return [f"{100 * found[key]:.2f}" for key in METRICS]
 
 
 def main() -> None:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
+import torch
 import yaml
 from PIL import Image
 
 from tools.isolated import environment, git
 from transfer.common.errors import exit_cleanly, fail
-from transfer.common.files import replacing, write_bytes
+from transfer.common.files import replacing
 from transfer.common.paths import model_path
 from transfer.common.settings import load_params, merge
-from transfer.model import load_weights
+from transfer.model import load_network, save_weights
 
 ROOT = Path(__file__).parents[1]
 # What a project is made of, without its results.
@@ -51,21 +51,9 @@ SETTINGS: dict[str, Any] = {
     },
     "figures": {"first_batch_size": 16},
 }
-SECOND_PHASE = {
-    "muon_lr": 0.005,
-    "head_lr": 2e-3,
-    "backbone_lr": 1e-3,
-    "weight_decay": 0.0,
-    "initial_scale": 1.0,
-    "batch_norm_until": 0.0,
-}
 WEIGHTS = "weights/slopes.safetensors"
 PRETRAINING = {"data": {"source": "slopes"}, "train": {"finetuned": {"start": "new"}}}
-TRANSFER = {
-    "data": {"source": "diamonds"},
-    "model": {"weights": WEIGHTS},
-    "train": {"shared": {"min_steps": 20}, "finetuned": {"start": "frozen", **SECOND_PHASE}},
-}
+SMALL = {"epochs": 6, "initial_scale": 1.0}  # images of 32 pixels cannot be made smaller
 KEPT = Path("demo")
 # CIFAR-10's names, for stripes at 0, 18, ... 162 degrees.
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -146,25 +134,29 @@ def tell(folder: Path) -> None:
     make_project(folder, 20, 20, merge(SETTINGS, PRETRAINING))
     write_stripes(folder / "slopes", 3000, 20, "slopes")
     run(folder, "-m", "dvc", "repro", "train@finetuned")
-    trained = load_weights(folder / model_path("finetuned"))
-    backbone = {k.removeprefix("backbone."): v for k, v in trained.items() if "backbone." in k}
-    write_bytes(folder / WEIGHTS, safetensors.torch.save(backbone))
+    model = load_params(str(folder / "params.yaml")).model
+    trained = folder / model_path("finetuned")
+    network = load_network(model, len(CLASSES), trained, torch.device("cpu"))
+    save_weights(folder / WEIGHTS, network.backbone)
 
     print(
         "DEMO 2 of 3: transfer to 200 images of diamonds, with and without fine-tuning", flush=True
     )
     write_stripes(folder / "diamonds", 200, 1000, "diamonds")
-    set_params(folder, TRANSFER)
+    defaults = load_params(str(ROOT / "params.yaml")).train.finetuned.model_dump()
+    finetuned = defaults | SMALL | {"start": "frozen"}
+    train = {"shared": {"min_steps": 20}, "finetuned": finetuned}
+    changes = {"data": {"source": "diamonds"}, "model": {"weights": WEIGHTS}, "train": train}
+    set_params(folder, changes)
     run(folder, "-m", "dvc", "repro")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "transfer")
 
     print("DEMO 3 of 3: the same from scratch, as an experiment", flush=True)
-    settings = [f"train.finetuned.{key}={value}" for key, value in FROM_SCRATCH.items()]
-    changes = [
-        f"-S{each}" for each in ("model.weights=null", "train.finetuned.start=new", *settings)
-    ]
-    run(folder, "-m", "dvc", "exp", "run", "--temp", "--name", "scratch", *changes, "evaluate")
+    settings = ["model.weights=null", "train.finetuned.start=new"]
+    settings += [f"train.finetuned.{key}={value}" for key, value in FROM_SCRATCH.items()]
+    options = [f"-S{setting}" for setting in settings]
+    run(folder, "-m", "dvc", "exp", "run", "--temp", "--name", "scratch", *options, "evaluate")
     run(folder, "-m", "tools.compare")
 
 

@@ -22,12 +22,6 @@ MOST = 100  # images at a time: a taller figure is of no use
 RANKS = ("first", "second", "third")
 
 
-def shortened(text: str, length: int) -> str:
-    """`text`, its middle left out where it is longer than `length`."""
-    half = length // 2
-    return text if len(text) <= length else f"{text[: length - half - 1]}…{text[-half:]}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
@@ -57,9 +51,9 @@ def main() -> None:
     room = max(12, shutil.get_terminal_size().columns - 68)  # beside the other columns
     rows = [
         (
-            shortened(name, room),
+            figures.shortened(name, room),
             mode,
-            *(f"{probability:4.0%} {shortened(label, 12)}" for label, probability in top[mode][i]),
+            *(f"{share:6.1%} {figures.shortened(label, 10)}" for label, share in top[mode][i]),
         )
         for i, name in enumerate(names)
         for mode in MODES

@@ -27,12 +27,12 @@ def installs(cpu: bool) -> list[list[str]]:
     lock, options = LOCK, ["--no-deps"]
     commands: list[list[str]] = []
     if cpu and sys.platform == "linux":
-        entries = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
+        text = LOCK.read_text(encoding="utf-8")
         cuda = re.compile("torch|triton|nvidia-(?!ml-py)|cuda-")
-        versions = re.findall(r"^torch\w*==\S+", LOCK.read_text(encoding="utf-8"), re.M)
+        versions = re.findall(r"^torch\w*==\S+", text, re.M)
         commands.append([*options, "--index-url", CPU_INDEX, *versions])
         lock = FOLDER / "requirements.txt"
-        kept = [entry for entry in entries if not cuda.match(entry)]
+        kept = [entry for entry in re.split(r"\n(?=\w)", text) if not cuda.match(entry)]
         lock.write_text("\n".join(kept), encoding="utf-8")
     return [*commands, [*options, "--require-hashes", "--requirement", str(lock)]]
 

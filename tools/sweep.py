@@ -22,6 +22,7 @@ from dvc.utils.flatten import flatten
 from matplotlib.patheffects import withStroke
 from tabulate import tabulate
 
+from tools.compare import unfinished
 from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
@@ -33,8 +34,9 @@ DOCS = Path("docs")
 
 
 SWEEPS = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
-# The lines of a figure, in this order: name -> x -> the accuracies of the runs there.
-Lines = dict[str, dict[float, list[float]]]
+# The lines of a figure: name, one of STYLES, in their order, and of which images -> x -> the
+# accuracies of the runs there.
+Lines = dict[tuple[str, str], dict[float, list[float]]]
 STYLES = {mode: (figures.COLOURS[mode], figures.MARKERS[mode]) for mode in MODES}
 STYLES["from scratch"] = ("#009E73", "^")
 
@@ -80,13 +82,12 @@ def experiments(name: str) -> list[dict[str, Any]]:
     committed = flatten(dvc.api.params_show(rev="HEAD"))
     rows = []
     for found in dvc.api.exp_show():
-        experiment, rev, state = (found[key] or "" for key in ("Experiment", "rev", "State"))
+        experiment, rev = found["Experiment"] or "", found["rev"]
         if not re.fullmatch(rf"{name}-\d+(-\d+)?", experiment):
             continue
-        # Until it has ended, an experiment is shown with the results of the last commit.
-        if state not in ("", "Success") or found.get("gain") is None:
+        if reason := unfinished(found):
             raise InputError(
-                f"{experiment}: {state or 'has no results'}, so the table would lack it: run it "
+                f"{experiment}: {reason}, so the table would lack it: run it "
                 "again, or remove it (dvc queue remove --failed, dvc exp remove)"
             )
         settings = flatten(dvc.api.params_show(rev=rev))
@@ -119,20 +120,22 @@ def by_line(rows: list[dict[str, Any]], columns: list[str], x: str, split: str |
 
     With `split`, each value of that column has lines of its own.
     """
+
+    def place(row: dict[str, Any]) -> tuple:
+        return (row["model.weights"], row[split] if split else 0, row[columns[0]])
+
     lines: Lines = {}
-    for _, group in groupby(rows, lambda row: (row["model.weights"], row[columns[0]])):
+    for (weights, part, first), group in groupby(sorted(rows, key=place), place):
         runs = list(group)
-        for part in dict.fromkeys(row[split] if split else None for row in runs):
-            those = [row for row in runs if not split or row[split] == part]
-            place = those[0][x] if x == columns[0] else mean(row[x] for row in those)
-            scratch = those[0]["model.weights"] == "random"
-            names = {"finetuned": "from scratch"} if scratch else {mode: mode for mode in MODES}
-            for mode, name in names.items():
-                label = f"{name}, {part:,} images" if split else name
-                accuracies = [row[f"{mode}.accuracy"] for row in those]
-                lines.setdefault(label, {})[place] = accuracies
+        where = first if x == columns[0] else mean(row[x] for row in runs)
+        scratch = weights == "random"
+        names = {"finetuned": "from scratch"} if scratch else {mode: mode for mode in MODES}
+        for mode, name in names.items():
+            accuracies = [row[f"{mode}.accuracy"] for row in runs]
+            key = (name, f", {part:,} images" if split else "")
+            lines.setdefault(key, {})[where] = accuracies
     order = list(STYLES)
-    return dict(sorted(lines.items(), key=lambda line: order.index(line[0].partition(",")[0])))
+    return dict(sorted(lines.items(), key=lambda line: order.index(line[0][0])))
 
 
 def draw(
@@ -153,19 +156,19 @@ def draw(
         axes.set_xscale("log")
     if marked is not None:
         axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
-    numbers: dict[str, dict[float, float]] = {}
-    for name, points in lines.items():
-        colour, marker = STYLES[name.partition(",")[0]]
+    numbers: dict[tuple[str, str], dict[float, float]] = {}
+    for (name, part), points in lines.items():
+        (colour, marker), label = STYLES[name], name + part
         lowest, middle, highest = (
             [of(runs) for runs in points.values()] for of in (min, mean, max)
         )
         if len(middle) > 1 == len({*middle}):
-            numbers[name] = {every[-1]: middle[0]}
-            axes.axhline(middle[0], color=colour, label=name)
+            numbers[name, part] = {every[-1]: middle[0]}
+            axes.axhline(middle[0], color=colour, label=label)
             axes.axhspan(lowest[0], highest[0], color=colour, alpha=0.2, linewidth=0)
         else:
-            numbers[name] = dict(zip(points, middle, strict=True))
-            axes.plot(list(points), middle, color=colour, marker=marker, label=name)
+            numbers[name, part] = dict(zip(points, middle, strict=True))
+            axes.plot(list(points), middle, color=colour, marker=marker, label=label)
             axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
     if any(len(runs) > 1 for points in lines.values() for runs in points.values()):
         axes.fill_between([], [], color="0.5", alpha=0.2, linewidth=0, label="range of the runs")
@@ -185,11 +188,11 @@ def draw(
 
     # The highest mean has its number above it. Others have it below, but not on a lower line.
     space, outline = 0.07 * np.ptp(axes.get_ylim()), withStroke(linewidth=3, foreground="white")
-    for x, part in product(every, {name.partition(",")[2] for name in numbers}):
+    for x, part in product(every, {part for _, part in numbers}):
         here = sorted(
-            (points[x], STYLES[name.partition(",")[0]][0])
-            for name, points in numbers.items()
-            if x in points and name.endswith(part)
+            (points[x], STYLES[name][0])
+            for (name, of), points in numbers.items()
+            if x in points and of == part
         )
         for i, (accuracy, colour) in enumerate(here):
             above = i == len(here) - 1
@@ -242,7 +245,7 @@ def main() -> None:
         figures.save(figure_of(rows, columns, **drawn), DOCS / f"{options.name}.png")
     write_csv(DOCS / f"{options.name}.csv", rows)
     table = [
-        (line, x, len(values), mean(values), min(values), max(values))
+        ("".join(line), x, len(values), mean(values), min(values), max(values))
         for line, points in by_line(rows, columns, columns[0], drawn.get("split")).items()
         for x, values in points.items()
     ]

@@ -69,19 +69,23 @@ def save(figure: Figure, path: Path) -> None:
         print(f"{path}: shows boxes for characters that no font has: {missing[0]}", flush=True)
 
 
+def shortened(text: str, length: int) -> str:
+    """`text` in at most `length` characters, at least one: its middle becomes "…"."""
+    kept = max(length, 1) - 1
+    left = kept // 2
+    return text if len(text) <= length else f"{text[:left]}…{text[len(text) - kept + left :]}"
+
+
 def fitting(text: str, inches: float, size: float, weight: str = "normal") -> str:
     """`text`, its middle left out where it is wider than `inches` in this font."""
     font = font_manager.FontProperties(size=size, weight=weight)
 
-    def shortened(length: int) -> str:
-        end = length - length // 2
-        return text if length == len(text) else f"{text[: length // 2]}…{text[len(text) - end :]}"
-
     def width(length: int) -> float:
-        return RENDERER.get_text_width_height_descent(shortened(length), font, False)[0] / 1000
+        line = shortened(text, length)
+        return RENDERER.get_text_width_height_descent(line, font, False)[0] / 1000
 
     with warnings.catch_warnings(action="ignore"):  # `save` says what no font has
-        return shortened(bisect.bisect_right(range(1, len(text) + 1), inches, key=width))
+        return shortened(text, bisect.bisect_right(range(1, len(text) + 1), inches, key=width))
 
 
 def image_grid(
@@ -100,15 +104,15 @@ def image_grid(
     columns = max(1, min(8, max(map(len, sections.values()))))
     width = max(8.2, 1.72 * columns)  # in inches, as all lengths here
     heights = [2.28 * -(-len(numbers) // columns) + 0.8 for numbers in sections.values()]
-    figure = plt.figure(figsize=(width, sum(heights)), layout="none")
+    total = top = sum(heights)
+    figure = plt.figure(figsize=(width, total), layout="none")
     what = "the true class" if names_are_true else "the file"
-    top = sum(heights)
     for (heading, numbers), height in zip(sections.items(), heights, strict=True):
         for position, i in enumerate(numbers):
             left = 1.72 * (position % columns) + 0.1
             bottom = top - (0.7 + 2.28 * (position // columns) + 1.5)
             inches = np.array([left, bottom, 1.5, 1.5])
-            axes = figure.add_axes(tuple(inches / (width, sum(heights), width, sum(heights))))
+            axes = figure.add_axes(tuple(inches / (width, total, width, total)))
             axes.imshow(images[i], interpolation="bicubic")
             axes.set_axis_off()
             shown = {mode: best[mode][i] for mode in COLOURS}
@@ -118,7 +122,7 @@ def image_grid(
             right = {mode: sum(best[mode][i][0] == names[i] for i in numbers) for mode in COLOURS}
             lines = [f"{mode} ({count} of {len(numbers)} right)" for mode, count in right.items()]
         note = f"Below each image: {what}; prediction and confidence of {'; of '.join(lines)}."
-        x, y = 0.1 / width, (top - np.array([0.18, 0.45])) / sum(heights)
+        x, y = 0.1 / width, (top - np.array([0.18, 0.45])) / total
         figure.text(x, y[0], heading, weight="bold", size=15, va="top")
         figure.text(x, y[1], note, size=10.5, va="top")
         top -= height
