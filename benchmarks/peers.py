@@ -4,11 +4,10 @@ All train the pipeline's network (the same head, image size and batch size) with
 peak learning rates on CIFAR-10's training images, shifted and flipped at random, one by one, in a
 DataLoader with two workers, and compute the backbone in each epoch, also in the frozen mode.
 
-Each function trains for `steps` batches, in `mode` frozen or finetuned, calls `tick` after each,
-and returns the network.
+Each function trains for so many epochs of each mode, first frozen, then finetuned, an epoch being
+`steps` batches of images drawn at random, calls `tick` after each, and returns the network.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
@@ -27,18 +26,16 @@ from transfer.fetch import assets_dir
 from transfer.model import IMAGENET, Network, freeze, load_network
 
 WORKERS = 2
+Epochs = dict[str, int]  # of each mode
 Tick = Callable[[], None]
 
 
-def new_network(mode: str) -> Network:
-    """The pretrained backbone, frozen in mode frozen, and a new head."""
+def new_network() -> Network:
+    """The pretrained backbone and a new head, to be trained."""
     torch.manual_seed(0)
     cpu = torch.device("cpu")
     network = load_network(load_params().model, 10, model_path("new"), cpu).train()
-    network.to(memory_format=torch.contiguous_format)  # as everybody has it
-    if mode == "frozen":
-        freeze(network.backbone)
-    return network
+    return network.to(memory_format=torch.contiguous_format)  # as everybody has it
 
 
 def cifar10(transform: Callable | None) -> CIFAR10:
@@ -46,15 +43,15 @@ def cifar10(transform: Callable | None) -> CIFAR10:
     return CIFAR10(assets or Path("data"), True, transform, download=not assets)
 
 
-def loader_of(dataset: CIFAR10, persistent: bool = False) -> DataLoader:
+def loader_of(dataset: CIFAR10, steps: int) -> DataLoader:
     size = load_params().train.shared.batch_size
+    sampler = RandomSampler(dataset, num_samples=steps * size)
     return DataLoader(
-        dataset, size, shuffle=True, num_workers=WORKERS, drop_last=True,
-        persistent_workers=persistent,
+        dataset, size, sampler=sampler, num_workers=WORKERS, persistent_workers=True
     )  # fmt: skip
 
 
-def notebook(mode: str, steps: int, tick: Tick) -> Network:
+def notebook(epochs: Epochs, steps: int, tick: Tick) -> Network:
     """The usual notebook: PIL images, a loop over the batches, one cycle of the learning rates."""
     params = load_params()
     transform = transforms.Compose(
@@ -66,36 +63,38 @@ def notebook(mode: str, steps: int, tick: Tick) -> Network:
             transforms.Normalize(*IMAGENET.values()),
         ]
     )
-    loader = loader_of(cifar10(transform))
-    network = new_network(mode)
-    settings = params.train.finetuned
-    rates = {"head": settings.head_lr} | (
-        {"backbone": settings.backbone_lr} if mode == "finetuned" else {}
-    )
-    groups = [{"params": network.get_submodule(part).parameters()} for part in rates]
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [*rates.values()], steps)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    for x, labels in itertools.islice(batches, steps):
-        loss = F.cross_entropy(network(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        tick()
+    loader = loader_of(cifar10(transform), steps)
+    network = new_network()
+    for mode in (mode for mode, count in epochs.items() if count):
+        network.train().requires_grad_(True)
+        rates = {"head": getattr(params.train, mode).head_lr}
+        if mode == "frozen":
+            freeze(network.backbone)
+        else:
+            rates["backbone"] = params.train.finetuned.backbone_lr
+        optimizer = torch.optim.AdamW(
+            [{"params": network.get_submodule(part).parameters()} for part in rates]
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [*rates.values()], epochs[mode] * steps
+        )
+        for _ in range(epochs[mode]):
+            for x, labels in loader:
+                loss = F.cross_entropy(network(x), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                tick()
     return network
 
 
-def lightning(mode: str, steps: int, tick: Tick) -> Network:
-    """Lightning's Trainer, its BackboneFinetuning, torchvision's transforms v2 on tensors.
-
-    As that callback is meant, the head is first trained alone, here for an epoch if there are more.
-    """
+def lightning(epochs: Epochs, steps: int, tick: Tick) -> Network:
+    """Lightning's Trainer, its BackboneFinetuning, torchvision's transforms v2 on tensors."""
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import BackboneFinetuning
 
     params = load_params()
-    settings = params.train.finetuned
     transform = v2.Compose(
         [
             v2.ToImage(),
@@ -106,7 +105,7 @@ def lightning(mode: str, steps: int, tick: Tick) -> Network:
             v2.Normalize(*IMAGENET.values()),
         ]
     )
-    loader = loader_of(cifar10(transform), persistent=True)
+    total = sum(epochs.values())
 
     class Classifier(pl.LightningModule):
         def __init__(self, network: Network):
@@ -118,38 +117,38 @@ def lightning(mode: str, steps: int, tick: Tick) -> Network:
             return F.cross_entropy(self.head(self.backbone(x)), labels)
 
         def configure_optimizers(self):
-            return torch.optim.AdamW(self.head.parameters(), settings.head_lr)
+            return torch.optim.AdamW(self.head.parameters(), params.train.frozen.head_lr)
 
         def on_before_optimizer_step(self, optimizer):
             # torch's schedules refuse the group of parameters that BackboneFinetuning adds.
-            peaks = (settings.head_lr, settings.backbone_lr)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=False):
-                group["lr"] = peak * (1 - self.global_step / steps)
+            finetuned = params.train.finetuned
+            peaks = [finetuned.head_lr, finetuned.backbone_lr]
+            if self.current_epoch < epochs["frozen"]:
+                peaks = [params.train.frozen.head_lr]
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * (1 - self.global_step / (total * steps))
 
     class Ticks(pl.Callback):
         def on_train_batch_end(self, *_):
             tick()
 
+    network = new_network()
     callbacks: list[pl.Callback] = [Ticks()]
-    if mode == "finetuned":
-        callbacks.append(
-            BackboneFinetuning(
-                unfreeze_backbone_at_epoch=min(1, steps // len(loader)),
-                backbone_initial_ratio_lr=settings.backbone_lr / settings.head_lr,
-            )
-        )
-    network = new_network(mode)
+    if epochs["finetuned"]:
+        callbacks.append(BackboneFinetuning(unfreeze_backbone_at_epoch=epochs["frozen"]))
+    else:
+        freeze(network.backbone)
     trainer = pl.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=callbacks, logger=False,
+        max_epochs=total, accelerator="cpu", callbacks=callbacks, logger=False,
         enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
     )  # fmt: skip
     with warnings.catch_warnings(action="ignore"):  # it asks for more workers than there are cores
-        trainer.fit(Classifier(network), loader)
+        trainer.fit(Classifier(network), loader_of(cifar10(transform), steps))
     return network
 
 
-def fastai(mode: str, steps: int, tick: Tick) -> Network:
-    """fastai's Learner and one-cycle training, in whole epochs, of fewer images to end at `steps`.
+def fastai(epochs: Epochs, steps: int, tick: Tick) -> Network:
+    """fastai's Learner and its `fine_tune`; the images of an epoch are drawn once.
 
     Augmented by flips alone: fastai shifts a larger image, which would cost it time.
     """
@@ -162,10 +161,8 @@ def fastai(mode: str, steps: int, tick: Tick) -> Network:
     from fastai.vision.data import ImageBlock, Normalize
 
     params = load_params()
-    settings = params.train.finetuned
-    dataset, batch_size = cifar10(None), params.train.shared.batch_size
-    epochs = -(-steps * batch_size // len(dataset))
-    count = steps * batch_size // epochs
+    settings, batch_size = params.train.finetuned, params.train.shared.batch_size
+    dataset = cifar10(None)
     block = DataBlock(
         (ImageBlock, CategoryBlock(vocab=dataset.classes)),
         get_x=lambda i: PILImage.create(dataset.data[i]),
@@ -174,10 +171,10 @@ def fastai(mode: str, steps: int, tick: Tick) -> Network:
         item_tfms=Resize(params.model.image_size),
         batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)],
     )
-    network = new_network(mode)  # sets the seed
+    network = new_network()  # sets the seed
     loaders = block.dataloaders(
-        torch.randperm(len(dataset))[:count].tolist(), bs=batch_size, num_workers=WORKERS,
-        device=torch.device("cpu"),
+        torch.randperm(len(dataset))[: steps * batch_size].tolist(), bs=batch_size,
+        num_workers=WORKERS, device=torch.device("cpu"),
     )  # fmt: skip
 
     class Ticks(Callback):
@@ -189,10 +186,18 @@ def fastai(mode: str, steps: int, tick: Tick) -> Network:
         loaders, network, loss_func=nn.CrossEntropyLoss(), cbs=Ticks(), train_bn=False,
         splitter=lambda network: [parameters(network.backbone), parameters(network.head)],
     )  # fmt: skip
-    if mode == "frozen":
-        learner.freeze()
     with learner.no_bar(), learner.no_logging():
-        learner.fit_one_cycle(epochs, slice(settings.backbone_lr, settings.head_lr))
+        if all(epochs.values()):
+            learner.fine_tune(
+                epochs["finetuned"], 2 * settings.head_lr, epochs["frozen"],  # it takes half of it
+                lr_mult=settings.head_lr / settings.backbone_lr,
+            )  # fmt: skip
+        elif epochs["frozen"]:
+            learner.freeze()
+            learner.fit_one_cycle(epochs["frozen"], params.train.frozen.head_lr)
+        else:
+            rates = slice(settings.backbone_lr, settings.head_lr)
+            learner.fit_one_cycle(epochs["finetuned"], rates)
     return network
 
 

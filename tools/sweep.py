@@ -100,8 +100,9 @@ def experiments(name: str) -> list[dict[str, Any]]:
                 )
         # What null stands for, which is all images.
         settings["train.shared.images"] = read_json(training_path(MODES[0]), rev)["training_images"]
-        seconds = sum(cost.get("seconds", 0) for cost in read_json(COST, rev).values())
-        settings["minutes"] = round(seconds / 60, 1)
+        cost = flatten(read_json(COST, rev))
+        seconds = sum(value for key, value in cost.items() if key.endswith(".seconds"))
+        settings |= cost | {"minutes": round(seconds / 60, 1)}
         settings["moved"] = read_json(DETAILS, rev)["finetuned.moved"]
         if settings[columns[0]] is None:
             raise InputError(f"{experiment}: {columns[0]} = null has no place in a table; give it")
