@@ -30,10 +30,10 @@ blocks: setup  ## accuracy against the number of blocks kept, 5,000 training ima
 heads: setup  ## both heads, otherwise with the settings of params.yaml; writes docs/heads.csv
 	python -m tools.sweep heads
 
-images: setup  ## accuracy against the number of training images; 75 minutes; writes docs/images.*
+images: setup  ## accuracy against the number of training images; 100 minutes; writes docs/images.*
 	python -m tools.sweep images
 
-recipes: setup  ## accuracy against time: fewer epochs, and a longer recipe; 50 minutes; writes docs/recipes.*
+recipes: setup  ## accuracy against time: fewer epochs, larger images; 85 minutes; writes docs/recipes.*
 	python -m tools.sweep recipes
 
 seeds: setup  ## the settings of params.yaml with five seeds, as in README.md; writes docs/seeds.csv
@@ -45,7 +45,7 @@ rates: setup  ## accuracy against the learning rate of the backbone; an hour; wr
 verify: setup  ## run everything from scratch in a clone of the last commit and compare the results
 	python -m tools.verify
 
-bench: setup  ## measure what docs/benchmark.md reports; an hour; needs make repro first
+bench: setup  ## measure what docs/benchmark.md reports; 100 minutes; needs make repro first
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 
