@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import ROOT, refusal
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from transfer import model
 from transfer.architecture import describe
@@ -49,13 +50,6 @@ def test_the_default_network_is_five_blocks_of_torchvisions_and_a_small_head():
     assert network.backbone.features[0][1].momentum == SETTINGS.batch_norm_momentum
 
 
-def test_the_worked_example_trains_1026_parameters():
-    settings = SETTINGS.model_copy(update={"name": "resnet18", "blocks": None, "head": "linear"})
-    network = build(settings, 2)
-    freeze(network.backbone)
-    assert parameter_count(network, trainable=True) == 512 * 2 + 2
-
-
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_after_any_block_comes_what_torchvision_has_there(name):
     original, inputs = with_weights(name), []
@@ -72,7 +66,9 @@ def test_after_any_block_comes_what_torchvision_has_there(name):
     torch.testing.assert_close(whole.mean((2, 3)) if pooled else whole, inside[-1])
 
 
-@pytest.mark.parametrize(("name", "left"), [("mobilenet_v3_small", 0), ("densenet121", 62)])
+@pytest.mark.parametrize(
+    ("name", "left"), [("mobilenet_v3_small", 0), ("efficientnet_b0", 0), ("densenet121", 62)]
+)
 def test_a_folded_backbone_computes_the_same(name, left):
     backbone = cut(with_weights(name), None)
     freeze(backbone)
@@ -82,8 +78,11 @@ def test_a_folded_backbone_computes_the_same(name, left):
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
     inside = sum(isinstance(module, model.ConvolutionWithNorm) for module in faster.modules())
     assert norms - inside == left
+    both = (backbone.modules(), faster.modules())
+    drops = [any(isinstance(module, StochasticDepth) for module in modules) for modules in both]
+    assert drops == [name == "efficientnet_b0"] * 2  # in training, blocks are dropped at random
     assert {id(p) for p in faster.parameters()} == {id(p) for p in backbone.parameters()}
-    torch.testing.assert_close(faster(IMAGES), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(faster(IMAGES), wanted, rtol=1e-3, atol=1e-3)
     assert torch.equal(backbone(IMAGES), wanted)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transfer.common.dataset import Split
 from transfer.inference import predict
 from transfer.model import build
+from transfer.training.loop import check_settings
 from transfer.training.modes import Finetuned, Frozen, Mode
 from transfer.training.optimizer import Updates
 
@@ -47,6 +48,7 @@ def test_all_is_on_the_gpu_and_what_is_left_on_the_cpu_is_noticed(params, mode):
     """With torch's fake tensors, which have devices but no values, and no backward pass."""
     with FakeTensorMode():
         learning = mode_on("cuda", mode, params)
+        check_settings(learning)
         learner, images = learning.learner(0), learning.data.images.cpu()
         x, labels = next(iter(learning.batches(0)))
         loss = F.cross_entropy(learner(x), labels)
@@ -63,7 +65,7 @@ def test_a_step_resumed_from_the_cpu_stays_on_its_device(params):
     kept = None
     for device in ("cpu", "meta"):  # torch's device without values has a backward pass
         learning = mode_on(device, Finetuned, params)
-        updates = Updates(learning.network, learning.learning_rates, params.train, 10)
+        updates = Updates(learning.network, learning.peak_rates, params.train, 10)
         x, labels = next(iter(learning.batches(0)))
         F.cross_entropy(learning.learner(0)(x), labels).backward()
         updates.optimizers[0].step()  # Muon; fused AdamW cannot start there

@@ -36,6 +36,7 @@ def set_up_torch(device: str, threads: int) -> torch.device:
         require_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False  # its 10 bits are too few to check a folded backbone
     if sys.platform == "linux":
         # glibc gives large blocks back to the system at once and clears them anew for the next
         # step. Keeping them (M_MMAP_THRESHOLD -3, M_TRIM_THRESHOLD -1, mallopt(3)) makes a step

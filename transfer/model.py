@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.fx import symbolic_trace
+from torch.fx import GraphModule, Tracer
 from torch.fx.experimental.optimization import matches_module_pattern
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, StochasticDepth
 
 from transfer.common.errors import InputError, memory_is_exhausted
 from transfer.common.files import write_bytes
@@ -145,14 +145,22 @@ class ConvolutionWithNorm(nn.Module):
         return self.convolution._conv_forward(x, weight, bias)
 
 
+class TrainingTracer(Tracer):
+    """Leaves whole, besides torch's own layers, what differs between training and eval mode."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+
+
 def folded(backbone: nn.Module, x: Tensor) -> nn.Module:
     """A faster `backbone` with the same parameters: each BatchNorm after a convolution is folded
     into it, with fixed statistics.
 
     `backbone` itself where torch cannot trace it, or where `x`, float32 NCHW, comes out otherwise.
+    BatchNorm elsewhere stays as it is.
     """
     try:
-        traced = symbolic_trace(backbone)
+        traced = GraphModule(backbone, TrainingTracer().trace(backbone))
         modules = dict(traced.named_modules())
         for node in traced.graph.nodes:
             if matches_module_pattern((nn.Conv2d, nn.BatchNorm2d), node, modules):
@@ -246,10 +254,14 @@ class Block(NamedTuple):
     macs: int | None
 
 
-def measure_blocks(blocks: dict[str, nn.Module], image_size: int) -> dict[str, Block]:
-    """Send one blank image of `image_size` pixels a side through `blocks`, in eval mode."""
+def measure_blocks(
+    blocks: dict[str, nn.Module], image_size: int, device: torch.device | None = None
+) -> dict[str, Block]:
+    """Send one blank image of `image_size` pixels a side through `blocks`, which are on `device`
+    (the CPU by default) and are left in eval mode.
+    """
     seen = {}
-    x: Tensor | None = torch.zeros(1, 3, image_size, image_size)
+    x: Tensor | None = torch.zeros(1, 3, image_size, image_size, device=device)
     for name, block in blocks.items():
         shape = macs = None
         if x is not None:
@@ -330,14 +342,6 @@ def save_weights(path: Path, module: nn.Module) -> None:
     write_bytes(path, safetensors.torch.save(state))
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict that `save_weights` wrote to `path`, on the CPU."""
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; run dvc repro") from None
-
-
 def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load `state`, in any precision, into `module`; keys that it lacks are what was cut off.
 
@@ -372,5 +376,9 @@ def load_network(
     Raises InputError when the file is missing or damaged, or holds another network.
     """
     network = build(settings, classes)
-    fill(network, load_weights(path), str(path))
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; run dvc repro") from None
+    fill(network, state, str(path))
     return network.to(device).to(memory_format=torch.channels_last)

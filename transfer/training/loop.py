@@ -24,22 +24,22 @@ Log = Callable[[int, dict[str, float]], None]
 def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = None) -> None:
     """Train the network of `mode` in place.
 
-    After each epoch, `log` gets its number, from 1, and the mean loss and accuracy in training
-    and on `validation`. The state is then kept in the file `unfinished`, from which a call with the
-    same arguments resumes; remove it when the result is safe. Of several processes that torchrun
-    started, only the first one validates, logs and keeps.
+    After each epoch, `log` gets its number, from 1, and the mean loss, in nats, and accuracy in
+    training and on `validation`. The state is then kept in the file `unfinished`, from which a
+    call with the same arguments resumes; remove it when the result is safe. Of several processes
+    that torchrun started, only the first one validates, logs and keeps.
 
     Raises InputError when the settings do not fit, and when the result is of no use: the loss is
-    not finite, a unit of the last layer is dead, a frozen backbone has changed.
+    not finite, a unit of the last layer is dead, something has changed that is not trained.
     """
     check_settings(mode)
     network, params, epochs = mode.network, mode.params, mode.settings.epochs
-    updates = Updates(network, mode.learning_rates, params.train, mode.steps * epochs)
+    updates = Updates(network, mode.peak_rates, params.train, mode.steps * epochs)
     rows = resume(network, updates, log, unfinished)
-    fixed = {
+    constant = {
         key: tensor.clone()
         for key, tensor in network.state_dict().items()
-        if key.partition(".")[0] not in mode.learning_rates
+        if key.partition(".")[0] not in mode.peak_rates
     }
 
     for epoch in range(len(rows), epochs):
@@ -52,13 +52,15 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
         logits = predict(network, validation.images, mode.image_size(epoch))
         if epoch + 1 == epochs:  # until then, units that are dead may recover
             check_outputs(logits, name)
-        values |= validation_scores(logits, validation.labels.cpu())
+        labels = validation.labels.cpu()
+        values["validation_loss"] = F.cross_entropy(logits, labels).item()
+        values["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
         log(epoch + 1, values)
         rows.append((epoch + 1, values))
         if unfinished:
             kept = {"network": network.state_dict(), "updates": updates.state(), "rows": rows}
             checkpoint.save(unfinished, kept)
-    check_unchanged(network, fixed)
+    check_unchanged(network, constant)
 
 
 def resume(
@@ -87,14 +89,13 @@ def train_one_epoch(
 
     Raises InputError, in which `name` says which epoch it is, when the loss is not finite.
     """
-    learner.train()
     losses, rates = [], []
     # Sums stay on the device: to read them in each step would make the processor wait for a GPU.
     total_loss: Tensor | int = 0
     correct: Tensor | int = 0
     seen = 0
     for x, labels in batches:
-        rates.append(updates.learning_rates())
+        rates.append(updates.current_rates())
         with autocast(x.device, params.train.bf16):
             logits = learner(x)
             smoothing = params.train.shared.label_smoothing
@@ -110,14 +111,6 @@ def train_one_epoch(
     return {"train_loss": float(total_loss / seen), "train_accuracy": float(correct / seen)}
 
 
-def validation_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Mean cross-entropy in nats and accuracy of logits (N, classes) for labels, int64 (N,)."""
-    return {
-        "validation_loss": F.cross_entropy(logits, labels).item(),
-        "validation_accuracy": (logits.argmax(1) == labels).double().mean().item(),
-    }
-
-
 def check_settings(mode: Mode) -> None:
     """Raise InputError where the settings do not fit the images or the backbone."""
     shared = mode.params.train.shared
@@ -128,7 +121,8 @@ def check_settings(mode: Mode) -> None:
             "side"
         )
     smallest = mode.image_size(0)
-    if measure_blocks({"backbone": mode.network.backbone}, smallest)["backbone"].shape is None:
+    block = {"backbone": mode.network.backbone}
+    if measure_blocks(block, smallest, mode.data.images.device)["backbone"].shape is None:
         raise InputError(
             f"train.finetuned.initial_scale = {mode.params.train.finetuned.initial_scale:g}: the "
             f"backbone makes no feature map of images of {smallest} pixels a side, as the first "
@@ -164,4 +158,4 @@ def check_unchanged(network: nn.Module, before: dict[str, Tensor]) -> None:
     """Raise InputError unless `network` still has all tensors of `before`, bit for bit."""
     after = network.state_dict()
     if changed := [key for key in before if not torch.equal(after[key], before[key])]:
-        raise InputError(f"{changed[0]} has changed although it belongs to a frozen backbone")
+        raise InputError(f"{changed[0]} has changed although this mode does not train it")

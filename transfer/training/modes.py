@@ -29,7 +29,8 @@ class Mode(ABC):
     """
 
     name: str
-    learning_rates: dict[str, float]  # peaks: of AdamW, by the parts that learn, and of Muon
+    # Peaks of the learning rates: of AdamW for each part that is trained, and of Muon.
+    peak_rates: dict[str, float]
 
     def __init__(self, network: Network, data: Split, params: Params):
         self.network, self.data, self.params = network, data, params
@@ -37,11 +38,12 @@ class Mode(ABC):
         self.count = len(data.labels)
         self.batch_size = min(batch_size_per_process(params), self.count)
         self.steps = max(self.count // self.batch_size, params.train.shared.min_steps)
+        # Whether a backbone can be folded is tried on it.
         self.example = self.to_input(data.images[:1], params.model.image_size)
 
     @abstractmethod
     def learner(self, epoch: int) -> nn.Module:
-        """What the optimizers change in `epoch`, from 0: it takes the inputs, and gives logits."""
+        """What the optimizers change in `epoch`, from 0, in training mode: inputs -> logits."""
 
     @abstractmethod
     def inputs(self, epoch: int, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -80,7 +82,7 @@ class Frozen(Mode):
 
     def __init__(self, network: Network, data: Split, params: Params):
         super().__init__(network, data, params)
-        self.learning_rates = {"muon": self.settings.muon_lr, "head": self.settings.head_lr}
+        self.peak_rates = {"muon": self.settings.muon_lr, "head": self.settings.head_lr}
         freeze(network.backbone)
         self.backbone = folded(network.backbone, self.example)
         self.head = in_all_processes(network.head)
@@ -90,7 +92,7 @@ class Frozen(Mode):
         self.view = functools.cache(self.extract)
 
     def learner(self, epoch: int) -> nn.Module:
-        return self.head
+        return self.head.train()
 
     def inputs(self, epoch: int, index: Tensor, generator: torch.Generator) -> Tensor:
         if not self.cached:
@@ -117,14 +119,15 @@ class Finetuned(Mode):
     """Fine-tuning: head and backbone learn, on images that are augmented anew in each epoch.
 
     After a share of the epochs the statistics of the backbone's BatchNorm are fixed. Folded into
-    the convolutions, they make a step faster, and training meets the network that is evaluated.
+    the convolutions where it can be, it makes a step faster, and training meets the network that
+    is evaluated.
     """
 
     name = "finetuned"
 
     def __init__(self, network: Network, data: Split, params: Params):
         super().__init__(network, data, params)
-        self.learning_rates = {
+        self.peak_rates = {
             "muon": self.settings.muon_lr,
             "head": self.settings.head_lr,
             "backbone": self.settings.backbone_lr,
@@ -134,7 +137,13 @@ class Finetuned(Mode):
         self.fixed = functools.cache(self.fix_statistics)
 
     def learner(self, epoch: int) -> nn.Module:
-        return self.moving if epoch < self.moving_epochs else self.fixed()
+        if epoch < self.moving_epochs:
+            return self.moving.train()
+        learner = self.fixed().train()
+        for module in self.network.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # those that could not be folded
+        return learner
 
     def fix_statistics(self) -> nn.Module:
         """The same network, with the same parameters, its BatchNorm folded into convolutions."""
@@ -145,7 +154,7 @@ class Finetuned(Mode):
         return self.augment(index, generator, self.image_size(epoch))
 
     def image_size(self, epoch: int) -> int:
-        """Images grow evenly, in steps of 16, the stride of the five blocks, to model.image_size:
+        """Images grow evenly, in steps of 16, the default's stride, to model.image_size:
         progressive resizing (Tan and Le, "EfficientNetV2", 2021, section 4.2).
         """
         size, start = self.params.model.image_size, self.settings.initial_scale

@@ -50,24 +50,24 @@ def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
 
 
 def make_optimizers(
-    network: Network, learning_rates: dict[str, float], settings: TrainSettings
+    network: Network, peak_rates: dict[str, float], settings: TrainSettings
 ) -> list[torch.optim.Optimizer]:
     """Muon for the head's convolutions, if it has any, and AdamW for the rest.
 
-    `learning_rates` has the peak rates of "muon", and of AdamW for "head" and, if it learns, for
+    `peak_rates` are the learning rates of "muon", and of AdamW for "head" and, if it learns, for
     "backbone". Of AdamW's parameters only the weights of the backbone's layers decay, not biases
     and BatchNorm's scales and shifts, nor the head's last layer, which decay keeps from its optimum
     (a linear head loses 2 points).
     """
     convolutions = [p for p in network.head.parameters() if p.ndim == 4]
     others = [p for p in network.head.parameters() if p.ndim != 4]
-    groups = [{"params": others, "lr": learning_rates["head"], "weight_decay": 0.0}]
-    if peak := learning_rates.get("backbone"):
+    groups = [{"params": others, "lr": peak_rates["head"], "weight_decay": 0.0}]
+    if peak := peak_rates.get("backbone"):
         for decay, decays in ((settings.finetuned.weight_decay, True), (0.0, False)):
             chosen = [p for p in network.backbone.parameters() if (p.ndim > 1) == decays]
             groups.append({"params": chosen, "lr": peak, "weight_decay": decay})
     adamw = torch.optim.AdamW(groups, fused=True)  # all parameters in one call, much faster
-    muon = [Muon(convolutions, learning_rates["muon"])] if convolutions else []
+    muon = [Muon(convolutions, peak_rates["muon"])] if convolutions else []
     return [*muon, adamw]
 
 
@@ -75,14 +75,10 @@ class Updates:
     """The optimizers of a network and the schedule of their learning rates over `steps` steps."""
 
     def __init__(
-        self,
-        network: Network,
-        learning_rates: dict[str, float],
-        settings: TrainSettings,
-        steps: int,
+        self, network: Network, peak_rates: dict[str, float], settings: TrainSettings, steps: int
     ):
         factor = functools.partial(slanted_triangle, steps=steps, warm_up=settings.shared.warm_up)
-        self.optimizers = make_optimizers(network, learning_rates, settings)
+        self.optimizers = make_optimizers(network, peak_rates, settings)
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers]
         self.parts: list[Any] = [*self.optimizers, *schedules]
 
@@ -91,8 +87,8 @@ class Updates:
         for part in self.parts:
             part.step()
 
-    def learning_rates(self) -> list[float]:
-        """Those of the next step, one for each group of parameters."""
+    def current_rates(self) -> list[float]:
+        """The learning rates of the next step, one for each group of parameters."""
         return [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def state(self) -> list[dict[str, Any]]:

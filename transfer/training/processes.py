@@ -61,8 +61,8 @@ def data_of_process(data: Split, params: Params) -> Split:
     each = len(data.labels) // process_count()
     if each < 2:
         raise InputError(
-            f"train.shared.images = {params.train.shared.images}: each of the {process_count()} "
-            f"processes needs two training images or more; there are {len(data.labels)}"
+            f"train.shared.images = {params.train.shared.images}: there must be two training "
+            f"images or more for each process ({process_count()}); there are {len(data.labels)}"
         )
     return Split(*(tensor[rank() :: process_count()][:each] for tensor in data))
 
