@@ -44,7 +44,8 @@ def main() -> None:
             "parameters": parameter_count(network),
             "trainable": parameter_count(network, trainable=True),
         }
-        recalls[mode] = metrics.recall(predicted, labels, classes)
+        # Of each class's images, the share that was predicted as this class.
+        recalls[mode] = [float((predicted == c)[labels == c].mean()) for c in range(len(classes))]
         bins[mode] = metrics.calibration(confidence, correct[mode])
         predictions[mode] = names[predicted]
         predictions[f"{mode}_confidence"] = confidence.round(4)
@@ -56,8 +57,8 @@ def main() -> None:
     answer, details = metrics.summary(scores, correct)
     write_json(EVALUATION, answer)
     write_json(DETAILS, details | {"finetuned.moved": moved[-1]["weights"]})
-    per_class = [{"class": name} | {m: recalls[m][name] for m in MODES} for name in classes]
-    write_csv(PER_CLASS, per_class)
+    per_class = zip(classes, *recalls.values(), strict=True)
+    write_csv(PER_CLASS, [dict(zip(("class", *MODES), row, strict=True)) for row in per_class])
     rows = zip(*(column.tolist() for column in predictions.values()), strict=True)
     table = [dict(zip(predictions, row, strict=True)) for row in rows]
     write_csv(PREDICTIONS, table)

@@ -10,14 +10,7 @@ from transfer import figures
 from transfer.common.dataset import load_classes, load_split
 from transfer.common.errors import InputError
 from transfer.common.files import read_csv, replacing
-from transfer.common.paths import (
-    EVALUATION,
-    FIGURES,
-    MOVEMENT,
-    PREDICTIONS,
-    PREPARED,
-    curves_path,
-)
+from transfer.common.paths import EVALUATION, FIGURES, MOVEMENT, PREDICTIONS, PREPARED, curves_path
 from transfer.common.run import run_stage
 from transfer.common.settings import MODES, load_params
 

@@ -10,12 +10,7 @@ from dvclive import Live
 
 from transfer.common.dataset import balanced, load_classes, load_split, stratified
 from transfer.common.files import replacing, write_json
-from transfer.common.paths import (
-    PREPARED,
-    curves_path,
-    model_path,
-    training_path,
-)
+from transfer.common.paths import PREPARED, curves_path, model_path, training_path
 from transfer.common.run import run_stage
 from transfer.common.settings import load_params
 from transfer.inference import set_up_torch

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
 MARKERS = {"frozen": "o", "finetuned": "s"}
 CORRECT, WRONG = "#007A5A", "#B3261E"
-MOST_CLASSES = 30  # in one figure: with more, those with the lowest accuracy are shown
+MOST = 30  # classes, or blocks, in one figure: the hardest, or the deepest
 FONT = "DejaVu Sans"  # comes with matplotlib
 # Usual fonts of Linux, Windows and macOS for characters that it lacks.
 FALL_BACK = (
@@ -154,16 +154,15 @@ def movement(moved: dict[str, list]) -> Figure:
     """How far fine-tuning moved each `block`: its `weights`, and the `scale_and_shift` of its
     normalisation layers, as shares of their norm before; nan where there are none.
     """
-    count = min(len(moved["block"]), MOST_CLASSES)  # the last, that is, the deepest, and the whole
+    count = min(len(moved["block"]), MOST)  # the last, and the whole
     y = np.arange(count)
     figure, axes = plt.subplots(figsize=(8.5, 0.5 * count + 1.7), layout="constrained")
     labels = {
         "weights": "weights of the layers",
         "scale_and_shift": "scale and shift of normalisation",
     }
-    for place, (kind, label), colour in zip(
-        (-0.2, 0.2), labels.items(), COLOURS.values(), strict=True
-    ):
+    places, greys = (-0.2, 0.2), ("0.3", "0.65")
+    for place, (kind, label), colour in zip(places, labels.items(), greys, strict=True):
         values = np.array(moved[kind][-count:])
         axes.barh(y + place, values, 0.38, color=colour, label=label)
         for position, value in zip(y + place, values, strict=True):
@@ -207,9 +206,9 @@ def learning_curves(curves: dict[str, dict[str, list[float]]]) -> Figure:
 
 
 def hardest(matrices: dict[str, np.ndarray]) -> np.ndarray:
-    """The numbers, in order, of the MOST_CLASSES classes with the lowest recall in both modes."""
+    """The numbers, in order, of the MOST classes with the lowest recall in both modes."""
     recall = sum(counts.diagonal() / counts.sum(1) for counts in matrices.values())
-    return np.sort(np.argsort(recall, kind="stable")[:MOST_CLASSES])
+    return np.sort(np.argsort(recall, kind="stable")[:MOST])
 
 
 def confusion(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:

@@ -29,11 +29,6 @@ def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def recall(predicted: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, float]:
-    """The recall of each class: the share of its images that were predicted as this class."""
-    return {name: float((predicted == c)[labels == c].mean()) for c, name in enumerate(classes)}
-
-
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
     """Mean confidence, accuracy and count in each non-empty of 15 equal bins of confidence.
 
@@ -121,7 +116,7 @@ def distance(pairs: list[Pair]) -> float | None:
     if not any(old.any() for old, _ in pairs):
         return None
     old, new = (
-        torch.cat([parameter.detach().double().flatten() for parameter in side])
+        torch.cat([parameter.detach().cpu().double().flatten() for parameter in side])
         for side in zip(*pairs, strict=True)
     )
     return float((new - old).norm() / old.norm())

@@ -29,9 +29,14 @@ def replacing(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
             partial = Path(folder, path.name)
             yield partial
-            if path.is_dir():  # only an empty folder can be replaced in one step
-                os.replace(path, Path(folder, "old"))
-            os.replace(partial, path)
+            old = Path(folder, "old")
+            try:
+                if path.is_dir():  # only an empty folder can be replaced in one step
+                    os.replace(path, old)
+                os.replace(partial, path)
+            finally:
+                if old.exists() and not path.exists():  # interrupted between the two
+                    os.replace(old, path)
     except OSError as error:
         reason = error.strerror or error  # numpy gives no strerror
         raise InputError(

@@ -49,7 +49,6 @@ def run_stage(name: str, main: Callable[[], None], torchrun: bool = False) -> No
             costs = dict(json.loads(COST.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             costs = {}
-        costs.pop("machine", None)  # as earlier versions of this file have it
         costs[name] = {
             "seconds": round(time.perf_counter() - start, 1),
             "peak_mib": max(memory) // 2**20,
@@ -166,7 +165,8 @@ def machine() -> dict[str, str | int | None]:
     cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = next(filter(None, names), cpu)
     packages = ("torch", "torchvision", "numpy", "dvc")
     return {
         "cpu": cpu,
