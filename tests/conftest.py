@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,13 @@ def reproduced(tmp_path_factory, worker_id) -> Path:
     folder = (base if worker_id == "master" else base.parent) / "reproduced"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            demo.make_project(folder)
+            made = Path(tempfile.mkdtemp(dir=folder.parent), "made")
+            demo.make_project(made)
             with folder.with_suffix(".log").open("w") as log:
-                child = start(folder, "-m", "dvc", "repro", stdout=log, stderr=subprocess.STDOUT)
+                child = start(made, "-m", "dvc", "repro", stdout=log, stderr=subprocess.STDOUT)
                 assert child.wait() == 0, folder.with_suffix(".log").read_text()
-            commit(folder, "results")
+            commit(made, "results")
+            made.rename(folder)  # if it failed, the next one to need it fails likewise
     return folder
 
 

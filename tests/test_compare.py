@@ -149,7 +149,9 @@ def test_misleading_tables_are_refused(compared, monkeypatch, words):
 
 def test_a_sweep_of_changed_settings_is_refused_before_anything_is_queued(compared, monkeypatch):
     edit(compared / "params.yaml", "seed: 0", "seed: 1")
-    assert "params.yaml: differs from" in refusal(lambda: table(compared, monkeypatch))
+    assert "all experiments would differ from the last commit: " in refusal(
+        lambda: table(compared, monkeypatch)
+    )
     git(compared, "restore", "params.yaml")
     assert "Queued" not in dvc(compared, "queue", "status")
 

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from helpers import dvc, edit, python, refusal, set_params, stage
+from helpers import dvc, python, refusal, set_params
 
 from tools.isolated import git
 from transfer.fetch import assets_dir
@@ -42,9 +42,3 @@ def test_an_experiment_that_a_shallow_clone_would_lose_is_refused(project, tmp_p
     git(tmp_path, "clone", "--quiet", "--depth", "1", project.as_uri(), "shallow")
     command = ["exp", "run", "--temp", "-S", "seed=1", "download"]
     assert "is a shallow clone" in dvc(tmp_path / "shallow", *command, fails=True)
-
-
-def test_the_error_of_a_stage_stands_once_at_the_end(project):
-    edit(project / "params.yaml", "views: 2", "views: 0")
-    [line] = stage(project, "train frozen").stderr.splitlines()
-    assert line.startswith("error: params.yaml: train.frozen.views = 0: must be ")

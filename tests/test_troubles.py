@@ -32,7 +32,6 @@ from transfer import figures
 from transfer.common.run import check_surroundings
 from transfer.common.settings import MODES
 from transfer.inference import to_input
-from transfer.metrics import compare
 from transfer.model import IMAGENET, Network, build, check_blocks, normalisation, save_weights
 from transfer.pretrained import pretrained
 from transfer.sources.cifar10 import read_cifar10
@@ -240,7 +239,8 @@ def test_a_stage_whose_dvc_is_gone_before_it_starts_ends(project):
 def test_a_failed_stage_keeps_the_earlier_results(project):
     before = contents(project / "models") | contents(project / "metrics")
     set_params(project, {"train": {"shared": {"validation_share": 0.01}}})
-    dvc(project, "repro", "train@frozen", fails=True)
+    output = dvc(project, "repro", "train@frozen", fails=True)
+    assert "\nerror: train.shared.validation_share = 0.01: draws 4 of 400 images" in output
     gone = project / "metrics/training/frozen.json"  # by which DVC sees that training has run
     after = contents(project / "models") | contents(project / "metrics")
     assert after == {path: content for path, content in before.items() if path != gone}
@@ -258,19 +258,6 @@ def test_an_experiment_that_dvc_would_lose_is_refused(tmp_path, monkeypatch, nam
     assert f"{tmp_path / name}: has % or letters" in refusal(check_surroundings)
     monkeypatch.chdir(tmp_path / name)
     assert refusal(check_surroundings) is None  # as dvc repro works there
-
-
-def test_statistics_hold_for_few_images():
-    draw = torch.Generator().manual_seed(0)
-    covered = 0
-    for _ in range(500):
-        u = torch.rand(20, generator=draw)
-        frozen, finetuned = (u < 0.9).numpy(), ((u < 0.85) | (u > 0.93)).numpy()
-        got = compare(frozen, finetuned)
-        covered += got["gain_low"] <= 0.02 <= got["gain_high"]
-    assert covered >= 0.93 * 500
-    same = torch.ones(20, dtype=torch.bool).numpy()
-    assert compare(same, same)["gain_low"] < -0.1 < 0.1 < compare(same, same)["gain_high"]
 
 
 def test_each_stage_records_its_machine_and_its_images(reproduced):

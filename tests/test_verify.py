@@ -105,8 +105,8 @@ def test_an_accuracy_may_differ_by_the_tolerance():
 
 
 def test_costs_name_one_machine_for_all_stages_or_one_for_each():
-    cost = {"a": {"seconds": 1, "machine": {"cpu": "y"}}, "machine": {"cpu": "x"}}
-    assert verify.machines(verify.flat(cost)) == {"cpu": "x / y"}
+    cost = {"a.seconds": 1, "a.machine.cpu": "y", "b.machine.cpu": "x", "b.machine.cores": 2}
+    assert verify.machines(cost) == {"cpu": "x / y", "cores": "2"}
 
 
 def test_a_report_that_cannot_be_kept_is_printed(tmp_path, capsys):

@@ -48,7 +48,7 @@ def set_up(cpu: bool) -> None:
         os.utime(DONE)  # newer than the lock file, for make
         return
     python = SCRIPTS / ("python.exe" if os.name == "nt" else "python")
-    if not python.exists():
+    if not list(SCRIPTS.glob("pip*")):  # the last thing that venv makes
         venv.create(FOLDER, with_pip=True, symlinks=os.name != "nt")
     for options in installs(cpu):
         if status := subprocess.run([str(python), "-m", "pip", "install", *options]).returncode:

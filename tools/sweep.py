@@ -23,6 +23,7 @@ from matplotlib.patheffects import withStroke
 from tabulate import tabulate
 
 from tools.compare import unfinished
+from tools.isolated import git
 from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
@@ -31,8 +32,6 @@ from transfer.common.run import refuse_lost_experiment
 from transfer.common.settings import MODES
 
 DOCS = Path("docs")
-
-
 SWEEPS = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
 # The lines of a figure: name, one of STYLES, in their order, and of which images -> x -> the
 # accuracies of the runs there.
@@ -44,13 +43,13 @@ STYLES["from scratch"] = ("#009E73", "^")
 def run(name: str) -> None:
     """Queue and run the experiments of the sweep `name`, in temporary copies of the last commit.
 
-    Raises InputError where they would be others than those: with other settings, or lost.
+    Raises InputError where they would be others than those: of other settings or code, or lost.
     """
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]).returncode
-    if changed:
+    status = ("status", "--porcelain", "--untracked-files=no", "--")
+    if changed := git(Path.cwd(), *status, "params.yaml", "dvc.yaml", "stages", "transfer"):
         raise InputError(
-            "params.yaml: differs from the last commit, so all experiments would: commit it, or "
-            "run git restore params.yaml"
+            "all experiments would differ from the last commit: commit what has changed, or undo "
+            f"it with git restore: {changed}"
         )
     refuse_lost_experiment()
     sweep = SWEEPS[name]

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import yaml
+from dvc.utils.flatten import flatten
 from tabulate import tabulate
 
 from tools.isolated import environment, git
@@ -46,7 +47,9 @@ def verify(folder: Path, tolerance: float, scratch: Path) -> tuple[str, str]:
     git(folder, "clone", "--quiet", "--no-hardlinks", top, str(scratch / "clone"))
     project = scratch / "clone" / inside
     committed = results(project)
-    altered = re.findall("modified: +(.+)", dvc(project, "status", stdout=subprocess.PIPE))
+    # What only DVC's cache holds is not in the clone; what Git should hold may not be missing.
+    pattern = rf"(?:modified|deleted(?=: +(?:{METRICS}|{FIGURES}))): +(.+)"
+    altered = re.findall(pattern, dvc(project, "status", stdout=subprocess.PIPE))
     # Nothing that is committed may pass for a new result.
     git(project, "rm", "-rq", "--ignore-unmatch", "dvc.lock", str(METRICS), str(FIGURES))
     dvc(project, "repro", "--force", "--no-run-cache")
@@ -78,7 +81,8 @@ def dvc(project: Path, *arguments: str, stdout: int | None = None) -> str:
 
 
 def results(project: Path) -> list[dict[str, Any]]:
-    """The stages in dvc.lock, the metrics and the costs of `project`; all but the stages `flat`."""
+    """The stages in dvc.lock, the metrics and the costs of `project`; all but the stages on
+    one level."""
     found = []
     for name in ("dvc.lock", EVALUATION, DETAILS, COST):
         try:  # JSON is YAML
@@ -87,7 +91,7 @@ def results(project: Path) -> list[dict[str, Any]]:
             reason = f"{name}: cannot be read: {error!r}; run dvc repro and commit its results"
             raise InputError(reason) from None
     lock, answer, details, cost = found
-    return [lock.get("stages", {}), answer | details, flat(cost)]
+    return [lock.get("stages", {}), answer | details, flatten(cost)]
 
 
 def compare(old: list, new: list, altered: list[str], tolerance: float) -> tuple[str, str]:
@@ -126,21 +130,12 @@ def recipe(stages: dict[str, Any]) -> dict[str, Any]:
     for stage in stages.values():
         for out in stage.get("outs", []):
             text = text.replace(json.dumps(out), json.dumps(out["path"]))
-    return flat(json.loads(text))
+    return flatten(json.loads(text))
 
 
 def paired(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Each name with its old and its new value, in the order of `new`."""
     return [(name, old.get(name, "missing"), new.get(name, "missing")) for name in new | old]
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`tree` on one level: {"a": {"b": 1}} becomes {"a.b": 1}."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
 
 
 def agree(name: str, old: Any, new: Any, tolerance: float) -> bool:
@@ -155,8 +150,8 @@ def agree(name: str, old: Any, new: Any, tolerance: float) -> bool:
 def machines(cost: dict[str, Any]) -> dict[str, str]:
     """What the stages ran on; where that was several machines, one value after the other."""
     found = defaultdict(set)
-    for name, value in cost.items():  # STAGE.machine.KEY; machine.KEY in an older file
-        _, separator, key = name.rpartition("machine.")
+    for name, value in cost.items():
+        _, separator, key = name.rpartition(".machine.")
         if separator:
             found[key].add(str(value))
     return {key: " / ".join(sorted(values)) for key, values in found.items()}
