@@ -157,18 +157,19 @@ def draw(
     if marked is not None:
         axes.axvline(marked, color="0.5", linestyle="--", linewidth=1, zorder=0)
     numbers: dict[tuple[str, str], dict[float, float]] = {}
+    dashes = dict(zip(dict.fromkeys(part for _, part in lines), ("-", "--", ":"), strict=False))
     for (name, part), points in lines.items():
-        (colour, marker), label = STYLES[name], name + part
+        (colour, marker), label, dash = STYLES[name], name + part, dashes[part]
         lowest, middle, highest = (
             [of(runs) for runs in points.values()] for of in (min, mean, max)
         )
         if len(middle) > 1 == len({*middle}):
             numbers[name, part] = {every[-1]: middle[0]}
-            axes.axhline(middle[0], color=colour, label=label)
+            axes.axhline(middle[0], color=colour, linestyle=dash, label=label)
             axes.axhspan(lowest[0], highest[0], color=colour, alpha=0.2, linewidth=0)
         else:
             numbers[name, part] = dict(zip(points, middle, strict=True))
-            axes.plot(list(points), middle, color=colour, marker=marker, label=label)
+            axes.plot(list(points), middle, dash, color=colour, marker=marker, label=label)
             axes.fill_between(list(points), lowest, highest, color=colour, alpha=0.2, linewidth=0)
     if any(len(runs) > 1 for points in lines.values() for runs in points.values()):
         axes.fill_between([], [], color="0.5", alpha=0.2, linewidth=0, label="range of the runs")
