@@ -36,7 +36,7 @@ images: setup  ## accuracy against the number of training images; 100 minutes; w
 recipes: setup  ## accuracy against time: fewer epochs, larger images; 85 minutes; writes docs/recipes.*
 	python -m tools.sweep recipes
 
-seeds: setup  ## the settings of params.yaml with five seeds, as in README.md; writes docs/seeds.csv
+seeds: setup  ## the settings of params.yaml with five seeds; writes docs/seeds.csv
 	python -m tools.sweep seeds
 
 rates: setup  ## accuracy against the learning rate of the backbone; an hour; writes docs/rates.*
