@@ -3,7 +3,8 @@
 Measures side by side in one run, nothing else running meanwhile: the training images per second of
 the pipeline and of what people usually write (benchmarks/peers.py), with the same network, image
 size and batch size; and the minutes that each needs, with both phases, to the same accuracy on the
-test set. Prints tables and writes benchmarks/results.json and docs/minutes.png.
+test set. Prints tables and writes benchmarks/results.json and docs/minutes.png. What has been
+measured is kept in benchmarks/measured.jsonl until then: started again, it goes on from there.
 """
 
 import json
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from benchmarks.peers import PEERS, new_network
+from benchmarks.peers import LIBRARIES, PEERS, new_network
 from transfer import figures
 from transfer.common.dataset import load_classes, load_split, stratified
 from transfer.common.errors import InputError, exit_cleanly
@@ -31,10 +34,11 @@ from transfer.training.loop import train
 from transfer.training.modes import make_mode
 
 RESULTS, FIGURE = Path("benchmarks/results.json"), Path("docs/minutes.png")
+MEASURED = RESULTS.with_name("measured.jsonl")  # a line for each: arguments, values
 REPEATS, SAMPLE = 3, 3200  # turns; images in each
 WARM_UP = 3  # steps of a peer that are not timed
-# Each trains for about so many minutes, its learning rates falling until their end: the peers as
-# their images per second say, the pipeline with these epochs and views.
+# About so many minutes of training, at whose end the learning rates have fallen: of the peers,
+# whose images per second say how many steps that is; of the pipeline, with these epochs and views.
 RUNS = {
     2: {"frozen": {"epochs": 2, "views": 1}, "finetuned": {"epochs": 1}},
     5: {"frozen": {"epochs": 4, "views": 2}, "finetuned": {"epochs": 2}},
@@ -45,8 +49,8 @@ ACCURACIES = (0.85, 0.87, 0.89)
 CONTENDERS = (("#56B4E9", "^"), ("#009E73", "v"), ("#CC79A7", "D"), ("#D55E00", "s"))
 
 
-def rate(contender: str, mode: str) -> dict[str, float]:
-    """Training images per second, without the start.
+def rate(contender: str, mode: str, turn: str) -> dict[str, float]:
+    """Training images per second, without the start; the same in each `turn`, except for chance.
 
     The pipeline's are those of whole trainings on fewer images, in mode frozen with the feature
     extraction.
@@ -78,6 +82,7 @@ def reached(contender: str, *amount: str) -> dict[str, float]:
     params = load_params()
     device = set_up_torch("cpu", params.train.threads)
     classes = load_classes(PREPARED)
+    import_module(LIBRARIES.get(contender, "torch"))  # not timed, as the pipeline's are not
     start = time.perf_counter()
     if contender in PEERS:
         epochs, steps = map(int, amount)
@@ -119,20 +124,34 @@ def amounts(contender: str, minutes: float, rates: dict[str, float]) -> tuple[in
 def minutes_to(accuracy: float, runs: list[dict[str, float]]) -> float | None:
     """Minutes to `accuracy`, read between `runs`, whose minutes rise, on a logarithmic scale.
 
-    None where none of them reaches it, and 0 where the shortest is beyond it.
+    None where none of them reaches it. Where the shortest does, its minutes: it is at most these.
     """
-    best = np.maximum.accumulate([run["accuracy"] for run in runs])
-    logs = np.log([run["minutes"] for run in runs])
-    found = float(np.exp(np.interp(accuracy, best, logs, left=-np.inf, right=np.nan)))
+    best: dict[float, float] = {}
+    for run in runs:  # one that a shorter one beats does not count
+        if run["accuracy"] > max(best, default=0.0):
+            best[run["accuracy"]] = np.log(run["minutes"])
+    found = float(np.exp(np.interp(accuracy, [*best], [*best.values()], right=np.nan)))
     return None if np.isnan(found) else found
 
 
-def measure(function: str, *arguments: object) -> dict[str, float]:
-    """What a function of this module returns, in a process of its own."""
-    print("measuring", function, *arguments, file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "benchmarks.bench", function, *map(str, arguments)]
+def measure(*arguments: object) -> dict[str, float]:
+    """What a function of this module, the first argument, returns for the others.
+
+    It has a process of its own. Its result is kept in MEASURED, and taken from there if it is.
+    """
+    call = [*map(str, arguments)]
+    if MEASURED.exists():
+        for line in MEASURED.read_text(encoding="utf-8").splitlines():
+            known, values = json.loads(line)
+            if known == call:
+                return values
+    print("measuring", *call, file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "benchmarks.bench", *call]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    return json.loads(output.splitlines()[-1])
+    values = json.loads(output.splitlines()[-1])
+    with MEASURED.open("a", encoding="utf-8") as file:
+        print(json.dumps([call, values]), file=file)
+    return values
 
 
 def main() -> None:
@@ -143,8 +162,8 @@ def main() -> None:
 
     # The same work: median rates, and the median of the ratios in each turn.
     turns = [
-        {(m, c): measure("rate", c, m)["images_per_s"] for m in MODES for c in contenders}
-        for _ in range(REPEATS)
+        {(m, c): measure("rate", c, m, turn)["images_per_s"] for m in MODES for c in contenders}
+        for turn in range(REPEATS)
     ]
     training = {
         mode: {
@@ -157,17 +176,23 @@ def main() -> None:
         for mode in MODES
     }
 
-    # The same accuracy.
-    runs, needed = {}, {}
-    for name in contenders:
+    # The same accuracy: side by side, so that a change in the machine's speed reaches all.
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for minutes, name in product(RUNS, contenders):
         rates = {mode: training[mode][name]["images_per_s"] for mode in MODES}
-        runs[name] = [measure("reached", name, *amounts(name, minutes, rates)) for minutes in RUNS]
-        needed[name] = {f"{goal:.0%}": minutes_to(goal, runs[name]) for goal in ACCURACIES}
+        runs[name].append(measure("reached", name, *amounts(name, minutes, rates)))
+    goals = {f"{goal:.0%}": goal for goal in ACCURACIES}
+    goals |= {f"{name}'s last": runs[name][-1]["accuracy"] for name in PEERS}
+    needed = {
+        name: {goal: minutes_to(accuracy, runs[name]) for goal, accuracy in goals.items()}
+        for name in contenders
+    }
 
     results = {"training": training, "runs": runs, "minutes_to": needed}
     write_json(RESULTS, {"machine": machine()} | results)
     figures.save(accuracy_by_minutes(runs), FIGURE)
     print_tables(training, runs, needed)
+    MEASURED.unlink()
 
 
 def accuracy_by_minutes(runs: dict[str, list[dict[str, float]]]) -> figures.Figure:
@@ -198,10 +223,10 @@ def print_tables(training: dict, runs: dict, needed: dict) -> None:
     print("\nAccuracy on the test set after so many minutes, both phases\n")
     for name, points in runs.items():
         print(name, *(f"{run['accuracy']:.2%} ({run['minutes']:.1f} min)" for run in points))
-    print("\nMinutes to an accuracy (none: not reached; 0: the shortest run is beyond it)\n")
+    print("\nMinutes to an accuracy, and to that of a peer's last run (none: not reached; at most")
+    print("those of the shortest run, where they are its)\n")
     rows = [(name, *minutes.values()) for name, minutes in needed.items()]
-    goals = [f"{goal:.0%}" for goal in ACCURACIES]
-    print(tabulate(rows, ("", *goals), floatfmt=".1f", missingval="none"))
+    print(tabulate(rows, ("", *needed["pipeline"]), floatfmt=".1f", missingval="none"))
 
 
 FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
