@@ -1,6 +1,9 @@
 """tools.setup, without what needs a package index."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +35,29 @@ def test_a_command_runs_in_the_environment_and_its_status_is_kept(monkeypatch):
     assert setup.run(["python", "-c", "import os, sys; sys.exit('VIRTUAL_ENV' in os.environ)"]) == 1
     with pytest.raises(SystemExit, match="error: nowhere: there is no such program"):
         setup.run(["nowhere"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")
+def test_a_command_has_time_to_clean_up_after_ctrl_c():
+    command = """import time
+try:
+    time.sleep(1)
+    print(flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    print("clean", flush=True)
+"""
+    call = f"setup.wait_for([sys.executable, '-c', {command!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys; from tools import setup; {call}"],
+        cwd=setup.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8",
+        start_new_session=True,
+    ) as child:  # fmt: skip
+        child.stdout.readline()
+        os.killpg(child.pid, signal.SIGINT)
+        assert child.stdout.read() == "clean\n"
+    assert child.returncode == -signal.SIGINT
 
 
 def test_an_old_python_is_refused(monkeypatch):

@@ -6,7 +6,6 @@ with training from scratch. The figures and tables stay in demo/.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from PIL import Image
 
 from tools.isolated import environment, git
+from tools.setup import wait_for
 from transfer.common.errors import exit_cleanly, fail
 from transfer.common.files import replacing
 from transfer.common.paths import model_path
@@ -124,7 +124,7 @@ def make_project(
 def run(folder: Path, *command: str) -> None:
     """Run Python with `command` in the project in `folder`."""
     print(f"DEMO: {' '.join(command).removeprefix('-m ')}", flush=True)
-    if subprocess.run([sys.executable, *command], cwd=folder, env=environment()).returncode:
+    if wait_for([sys.executable, *command], cwd=folder, env=environment()):
         fail(f"{' '.join(command)} failed in the demo; its own message stands above")
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv"
@@ -66,9 +67,23 @@ def run(command: list[str]) -> int:
         sys.exit(f"error: {command[0]}: there is no such program in .venv or in PATH")
     variables = os.environ | {"PATH": path, "VIRTUAL_ENV": str(FOLDER)}
     try:
-        return subprocess.run([program, *command[1:]], env=variables).returncode
-    except KeyboardInterrupt:  # the command has had it too, and has said what there is to say
+        return wait_for([program, *command[1:]], env=variables)
+    except KeyboardInterrupt:  # the command has said what there is to say
         return 130
+
+
+def wait_for(command: list[str], **options: Any) -> int:
+    """The exit status of `command`, run with the `options` of subprocess.Popen.
+
+    Ctrl-C reaches the command also. It has the time that it takes to clean up, where
+    subprocess.run would kill it after a quarter of a second. Raises KeyboardInterrupt then.
+    """
+    with subprocess.Popen(command, **options) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ each experiment, and docs/NAME.png. With --table it takes those that have run.
 import argparse
 import json
 import re
-import subprocess
 import sys
 from itertools import groupby, product
 from pathlib import Path
@@ -24,6 +23,7 @@ from tabulate import tabulate
 
 from tools.compare import unfinished
 from tools.isolated import git
+from tools.setup import wait_for
 from transfer import figures
 from transfer.common.errors import InputError, exit_cleanly
 from transfer.common.files import write_csv
@@ -59,7 +59,7 @@ def run(name: str) -> None:
         for number, grid in enumerate(sweep["grids"])
     ]
     for options in (*commands, ["--run-all", "--jobs", str(sweep.get("jobs", 1))]):
-        if subprocess.run([*experiment, *options]).returncode:
+        if wait_for([*experiment, *options]):
             raise InputError(
                 f"dvc exp run {' '.join(options)} failed; its own message stands above. Earlier "
                 f"experiments named {name}-... must be removed with dvc exp remove, or take --table"
