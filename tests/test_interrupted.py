@@ -77,9 +77,9 @@ def test_a_stopped_stage_goes_on_and_ends_with_the_same_bytes(reproduced, fresh,
     assert list((fresh / ".checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("moment", ["metrics/*/.partial-*", ".check*/.partial-*", "epoch 20:"])
+@pytest.mark.parametrize("moment", ["epoch 1:", ".check*/.partial-*", "epoch 20:"])
 def test_the_moment_does_not_matter(reproduced, fresh, moment):
-    """When it starts to train, while it keeps an epoch, when all epochs are done."""
+    """After the first epoch, while it keeps an epoch, when all epochs are done."""
     stop(fresh, "stages.train frozen", moment)
     assert stage(fresh, "train frozen").returncode == 0
     assert results(fresh, "frozen") == results(reproduced, "frozen")

@@ -88,13 +88,23 @@ def test_on_the_cpu_the_seed_decides_and_bf16_does_not(learn, mode):
     assert first != other
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_interrupted_training_resumes_after_the_last_epoch_kept(learn, mode, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("mode", "model"),
+    [
+        ("frozen", {}),
+        ("finetuned", {}),
+        ("finetuned", {"name": "efficientnet_b0", "blocks": 3}),  # drops blocks at random
+    ],
+)
+def test_interrupted_training_resumes_after_the_last_epoch_kept(
+    learn, mode, model, tmp_path, capsys
+):
+    settings = {"others": {"model": model}, "epochs": 4}
     with pytest.raises(ZeroDivisionError):  # in epoch 3, before it is kept
-        learn(mode, log=lambda epoch, _: 1 / (3 - epoch), kept=tmp_path / "kept", epochs=4)
-    resumed = learn(mode, kept=tmp_path / "kept", epochs=4)
+        learn(mode, log=lambda epoch, _: 1 / (3 - epoch), kept=tmp_path / "kept", **settings)
+    resumed = learn(mode, kept=tmp_path / "kept", **settings)
     assert "resuming after epoch 2," in capsys.readouterr().out
-    assert resumed[1:] == learn(mode, epochs=4)[1:]
+    assert resumed[1:] == learn(mode, **settings)[1:]
 
 
 def test_each_part_has_its_own_learning_rate(params):

@@ -14,7 +14,7 @@ from transfer.common.settings import Params
 from transfer.inference import autocast, predict
 from transfer.model import Network, measure_blocks
 from transfer.training import checkpoint
-from transfer.training.modes import Batches, Mode
+from transfer.training.modes import LAYERS, Batches, Mode, random_stream
 from transfer.training.optimizer import Updates
 from transfer.training.processes import from_first, rank
 
@@ -36,6 +36,7 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
     network, params, epochs = mode.network, mode.params, mode.settings.epochs
     updates = Updates(network, mode.peak_rates, params.train, mode.steps * epochs)
     rows = resume(network, updates, log, unfinished)
+    # What is trained is what has a learning rate.
     constant = {
         key: tensor.clone()
         for key, tensor in network.state_dict().items()
@@ -43,6 +44,8 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
     }
 
     for epoch in range(len(rows), epochs):
+        # For layers that draw, such as dropout; in each epoch, so that resuming changes nothing.
+        torch.manual_seed(random_stream(params.seed, LAYERS, epoch, rank()).initial_seed())
         name = f"{mode.name} epoch {epoch + 1}/{epochs}"
         bar = tqdm(mode.batches(epoch), name, mode.steps, leave=False, disable=None)
         values = train_one_epoch(name, mode.learner(epoch), bar, updates, params)

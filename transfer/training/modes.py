@@ -18,6 +18,8 @@ from transfer.training.processes import batch_size_per_process, data_of_process,
 
 CACHE_BYTES = 2 * 2**30  # of cached feature maps; keeps the whole process under 4 GB
 
+EPOCHS, VIEWS, LAYERS = range(3)  # what the streams of random numbers are for
+
 Batches = Iterable[tuple[Tensor, Tensor]]  # what the learner takes, and labels, int64 (N,)
 
 
@@ -38,7 +40,7 @@ class Mode(ABC):
         self.count = len(data.labels)
         self.batch_size = min(batch_size_per_process(params), self.count)
         self.steps = max(self.count // self.batch_size, params.train.shared.min_steps)
-        # Whether a backbone can be folded is tried on it.
+        # An image on which `folded` checks that the faster backbone computes the same.
         self.example = self.to_input(data.images[:1], params.model.image_size)
 
     @abstractmethod
@@ -55,7 +57,7 @@ class Mode(ABC):
 
     def batches(self, epoch: int) -> Batches:
         """The batches of `epoch`, from 0: inputs of the learner, and labels."""
-        generator = random_stream(self.params.seed, 0, epoch, rank())
+        generator = random_stream(self.params.seed, EPOCHS, epoch, rank())
         for index in shuffled_batches(self.count, self.steps, self.batch_size, generator):
             labels = self.data.labels[index.to(self.data.labels.device)]
             yield self.inputs(epoch, index, generator), labels
@@ -102,7 +104,7 @@ class Frozen(Mode):
 
     def extract(self, number: int) -> Tensor:
         """View `number`: the feature maps, float16 NCHW, of all images."""
-        generator = random_stream(self.params.seed, 1, number, rank())
+        generator = random_stream(self.params.seed, VIEWS, number, rank())
         chunks = torch.arange(self.count).split(chunk_size(self.params.model.image_size))
         bar = tqdm(chunks, f"view {number + 1}", leave=False, disable=None)
         return torch.cat([self.features(index, generator).half() for index in bar])
@@ -140,6 +142,7 @@ class Finetuned(Mode):
         if epoch < self.moving_epochs:
             return self.moving.train()
         learner = self.fixed().train()
+        # The folded backbone shares these modules.
         for module in self.network.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # those that could not be folded
@@ -148,6 +151,7 @@ class Finetuned(Mode):
     def fix_statistics(self) -> nn.Module:
         """The same network, with the same parameters, its BatchNorm folded into convolutions."""
         backbone = folded(self.network.backbone, self.example)
+        # Only its forward pass is used, so it needs no mean, standard deviation and temperature.
         return in_all_processes(Network(backbone, self.network.head).to(self.example.device))
 
     def inputs(self, epoch: int, index: Tensor, generator: torch.Generator) -> Tensor:
