@@ -4,7 +4,8 @@ Measures side by side in one run, nothing else running meanwhile: the training i
 the pipeline and of what people usually write (benchmarks/peers.py), with the same network, image
 size and batch size; and the minutes that each needs, with both phases, to the same accuracy on the
 test set. Prints tables and writes benchmarks/results.json and docs/minutes.png. What has been
-measured is kept in benchmarks/measured.jsonl until then: started again, it goes on from there.
+measured is kept in .checkpoints until then: started again with the same code and settings on the
+same machine, it goes on from there.
 """
 
 import json
@@ -30,11 +31,11 @@ from transfer.common.paths import PREPARED, model_path
 from transfer.common.run import machine
 from transfer.common.settings import MODES, load_params, merge
 from transfer.inference import predict, set_up_torch
+from transfer.training.checkpoint import checkpoint_path
 from transfer.training.loop import train
 from transfer.training.modes import make_mode
 
 RESULTS, FIGURE = Path("benchmarks/results.json"), Path("docs/minutes.png")
-MEASURED = RESULTS.with_name("measured.jsonl")  # a line for each: arguments, values
 REPEATS, SAMPLE = 3, 3200  # turns; images in each
 WARM_UP = 3  # steps of a peer that are not timed
 # About so many minutes of training, at whose end the learning rates have fallen: of the peers,
@@ -50,7 +51,7 @@ CONTENDERS = (("#56B4E9", "^"), ("#009E73", "v"), ("#CC79A7", "D"), ("#D55E00", 
 
 
 def rate(contender: str, mode: str, turn: str) -> dict[str, float]:
-    """Training images per second, without the start; the same in each `turn`, except for chance.
+    """Training images per second, without the start. Each `turn` measures the same again.
 
     The pipeline's are those of whole trainings on fewer images, in mode frozen with the feature
     extraction.
@@ -134,14 +135,15 @@ def minutes_to(accuracy: float, runs: list[dict[str, float]]) -> float | None:
     return None if np.isnan(found) else found
 
 
-def measure(*arguments: object) -> dict[str, float]:
+def measure(measured: Path, *arguments: object) -> dict[str, float]:
     """What a function of this module, the first argument, returns for the others.
 
-    It has a process of its own. Its result is kept in MEASURED, and taken from there if it is.
+    It has a process of its own. The result is kept in a line of the file `measured`, with the
+    arguments, and taken from there if it is there.
     """
     call = [*map(str, arguments)]
-    if MEASURED.exists():
-        for line in MEASURED.read_text(encoding="utf-8").splitlines():
+    if measured.exists():
+        for line in measured.read_text(encoding="utf-8").splitlines():
             known, values = json.loads(line)
             if known == call:
                 return values
@@ -149,7 +151,8 @@ def measure(*arguments: object) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.bench", *call]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     values = json.loads(output.splitlines()[-1])
-    with MEASURED.open("a", encoding="utf-8") as file:
+    measured.parent.mkdir(exist_ok=True)
+    with measured.open("a", encoding="utf-8") as file:
         print(json.dumps([call, values]), file=file)
     return values
 
@@ -159,10 +162,15 @@ def main() -> None:
     if missing:
         raise InputError(f"{missing[0]}: is needed; run make repro first")
     contenders = [*PEERS, "pipeline"]
+    measured = checkpoint_path("benchmark", [Path("params.yaml"), *Path("benchmarks").glob("*.py")])
 
     # The same work: median rates, and the median of the ratios in each turn.
     turns = [
-        {(m, c): measure("rate", c, m, turn)["images_per_s"] for m in MODES for c in contenders}
+        {
+            (m, c): measure(measured, "rate", c, m, turn)["images_per_s"]
+            for m in MODES
+            for c in contenders
+        }
         for turn in range(REPEATS)
     ]
     training = {
@@ -180,7 +188,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for minutes, name in product(RUNS, contenders):
         rates = {mode: training[mode][name]["images_per_s"] for mode in MODES}
-        runs[name].append(measure("reached", name, *amounts(name, minutes, rates)))
+        runs[name].append(measure(measured, "reached", name, *amounts(name, minutes, rates)))
     goals = {f"{goal:.0%}": goal for goal in ACCURACIES}
     goals |= {f"{name}'s last": runs[name][-1]["accuracy"] for name in PEERS}
     needed = {
@@ -192,7 +200,7 @@ def main() -> None:
     write_json(RESULTS, {"machine": machine()} | results)
     figures.save(accuracy_by_minutes(runs), FIGURE)
     print_tables(training, runs, needed)
-    MEASURED.unlink()
+    measured.unlink()
 
 
 def accuracy_by_minutes(runs: dict[str, list[dict[str, float]]]) -> figures.Figure:
