@@ -19,7 +19,7 @@ METRICS = [*(f"{mode}.accuracy" for mode in MODES), "gain"]
 
 def shown(value: Any) -> str:
     """A value as params.yaml has it; DVC gives whole numbers as floats, and null as text."""
-    text = f"{value:g}" if isinstance(value, float) else printable(value)
+    text = f"{value:.12g}" if isinstance(value, float) else printable(value)
     return "null" if text == "None" else text
 
 
