@@ -42,7 +42,7 @@ def main() -> None:
     }
     true = list(names[predictions["label"]])
     drawn = {
-        name: figures.image_grid(test.images.numpy(), true, best, shown, True)
+        name: figures.image_grid(test.images.numpy(), true, best, shown, names_are_true=True)
         for name, shown in sections.items()
     } | {
         "learning_curves": figures.learning_curves({mode: read_curves(mode) for mode in MODES}),

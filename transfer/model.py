@@ -87,7 +87,7 @@ def cut(model: nn.Module, count: int | None) -> nn.Sequential:
     return backbone
 
 
-def close(got: Tensor, wanted: Tensor) -> bool:
+def nearly_equal(got: Tensor, wanted: Tensor) -> bool:
     """Whether two ways to compute the same, float32, differ by no more than rounding may."""
     return torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
@@ -109,7 +109,7 @@ def check_blocks(settings: ModelSettings) -> None:
             count = len(outputs)
             backbone(image)
         pairs = zip(outputs[:count], outputs[count:], strict=True)
-        same = all(close(*pair) for pair in pairs)
+        same = all(nearly_equal(*pair) for pair in pairs)
     except Exception as error:  # a block that is given what it does not take raises anything
         if memory_is_exhausted(error):
             raise
@@ -173,7 +173,7 @@ def folded(backbone: nn.Module, x: Tensor) -> nn.Module:
         traced.recompile()
         with torch.no_grad():
             wanted, got = backbone.eval()(x), traced.eval()(x)
-        same = close(got, wanted)
+        same = nearly_equal(got, wanted)
     except Exception as error:  # tracing runs the code of any backbone with stand-ins for tensors
         if memory_is_exhausted(error):
             raise

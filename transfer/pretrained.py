@@ -111,8 +111,10 @@ def _loaded(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         # torch does not look at the checksums in the archive: it reads a flipped bit silently.
-        if zipfile.is_zipfile(path) and (record := zipfile.ZipFile(path).testzip()):
-            raise InputError(f"{path}: is damaged: the checksum of {record} does not fit")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if record := archive.testzip():
+                    raise InputError(f"{path}: is damaged: the checksum of {record} does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise

@@ -13,11 +13,12 @@ from transfer.fetch import assets_dir, fetch, missing_asset
 
 
 def read_cifar10(listing: Path) -> tuple[dict[str, Split], list[str]]:
-    """CIFAR-10, its files those whose MD5 sums the file `listing` has, as md5sum prints them.
+    """CIFAR-10; each of its files must have the MD5 sum that `listing` gives, as md5sum prints it.
 
-    They are in ASSETS_DIR/cifar-10-batches-py, or are downloaded into torch's cache. Returns
-    {"train": Split, "test": Split} and the class names. Raises InputError when a file is missing,
-    is not what its MD5 says or cannot be had.
+    DVC needs that file, so that the stage depends on something. The images are in
+    ASSETS_DIR/cifar-10-batches-py, or are downloaded into torch's cache. Returns {"train": Split,
+    "test": Split} and the class names. Raises InputError when a file is missing, is not what its
+    MD5 says or cannot be had.
     """
     if listing.exists() and not listing.is_file():
         raise InputError(f"{listing}: is not a regular file")

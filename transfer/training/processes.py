@@ -61,8 +61,9 @@ def data_of_process(data: Split, params: Params) -> Split:
     each = len(data.labels) // process_count()
     if each < 2:
         raise InputError(
-            f"train.shared.images = {params.train.shared.images}: there must be two training "
-            f"images or more for each process ({process_count()}); there are {len(data.labels)}"
+            f"train.shared.images = {params.train.shared.images or 'null'}: there must be two "
+            f"training images or more for each process ({process_count()}); there are "
+            f"{len(data.labels)}"
         )
     return Split(*(tensor[rank() :: process_count()][:each] for tensor in data))
 
