@@ -268,7 +268,7 @@ def test_calibration_keeps_the_predictions_and_lowers_the_loss(learn, stripes):
         (r"backbone\..* has changed although this mode does not train it", "frozen",
          {"damage": lambda network: network.head.register_forward_hook(
              lambda *_: setattr(network.backbone.features[0][1].bias, "data", torch.ones(16)))}),
-        (r"train\.shared\.images = None: .* two .* for each process \(1\); there are 1$", "frozen",
+        (r"train\.shared\.images = null: .* two .* for each process \(1\); there are 1$", "frozen",
          {"data": TINY.take(torch.arange(1))}),
         (r"train\.shared\.max_shift = 16: the images have only 16 pixels a side", "frozen",
          {"data": TINY, "others": {"train": {"shared": {"max_shift": 16}}}}),
