@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tools import setup
@@ -35,6 +37,25 @@ def test_a_command_runs_in_the_environment_and_its_status_is_kept(monkeypatch):
     assert setup.run(["python", "-c", "import os, sys; sys.exit('VIRTUAL_ENV' in os.environ)"]) == 1
     with pytest.raises(SystemExit, match="error: nowhere: there is no such program"):
         setup.run(["nowhere"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_what_is_terminated_ends_its_command(monkeypatch, tmp_path):
+    """The command of a copy in another folder, which takes this environment for its own."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / ".venv").mkdir()
+    for source, copy in ((setup.__file__, "tools/setup.py"), (setup.LOCK, "requirements.txt"),
+                         (setup.LOCK, ".venv/installed")):  # fmt: skip
+        shutil.copy(source, tmp_path / copy)
+    command = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.setup", sys.executable, "-c", command],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+    ) as child:  # fmt: skip
+        number = int(child.stdout.readline())
+        child.terminate()
+        assert child.communicate() == ("", "error: terminated\n")
+    assert not psutil.pid_exists(number)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")

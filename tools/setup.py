@@ -9,6 +9,7 @@ package index, which has other files, so that pip cannot check them against the 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -76,13 +77,17 @@ def wait_for(command: list[str], **options: Any) -> int:
     """The exit status of `command`, run with the `options` of subprocess.Popen.
 
     Ctrl-C reaches the command also. It has the time that it takes to clean up, where
-    subprocess.run would kill it after a quarter of a second. Raises KeyboardInterrupt then.
+    subprocess.run would kill it after a quarter of a second. Raises KeyboardInterrupt then. What
+    else ends this process, SIGTERM for example, ends the command.
     """
     with subprocess.Popen(command, **options) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
             process.wait()
+            raise
+        except BaseException:
+            process.terminate()
             raise
 
 
@@ -92,6 +97,7 @@ if __name__ == "__main__":
     command = arguments[cpu:]
     if command[:1] and command[0].startswith("-"):
         sys.exit(f"error: {command[0]}: unknown option; usage: tools.setup [--cpu] [COMMAND ...]")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
         set_up(cpu)
         sys.exit(run(command) if command else 0)
