@@ -6,6 +6,7 @@ from helpers import python, set_params
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from transfer import model
 from transfer.common.dataset import Split
 from transfer.inference import predict
 from transfer.model import build
@@ -34,6 +35,12 @@ def test_all_modules_load_and_training_runs_with_what_all_systems_have(project):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def without_values(monkeypatch):
+    """That a folded backbone computes the same cannot be checked where tensors have no values."""
+    monkeypatch.setattr(model, "nearly_equal", lambda *_: True)
+
+
 def mode_on(device: str, mode: type[Mode], params) -> Mode:
     with torch.device(device):
         images = torch.zeros(64, 32, 32, 3, dtype=torch.uint8)
@@ -41,6 +48,7 @@ def mode_on(device: str, mode: type[Mode], params) -> Mode:
         return mode(build(params.model, 10), data, params)
 
 
+@pytest.mark.usefixtures("without_values")
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch knows no CUDA")
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("mode", [Frozen, Finetuned])
@@ -61,6 +69,7 @@ def test_all_is_on_the_gpu_and_what_is_left_on_the_cpu_is_noticed(params, mode):
             F.cross_entropy(learner(x), labels)
 
 
+@pytest.mark.usefixtures("without_values")
 def test_a_step_resumed_from_the_cpu_stays_on_its_device(params):
     kept = None
     for device in ("cpu", "meta"):  # torch's device without values has a backward pass

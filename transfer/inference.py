@@ -2,9 +2,7 @@
 
 import ctypes
 import sys
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
@@ -32,8 +30,6 @@ def set_up_torch(device: str, threads: int) -> torch.device:
                 has += f" ({str(error).splitlines()[0].split('. ')[0]})"
         raise InputError(f"train.device = {device!r}: torch finds {has}; use auto or cpu")
     torch.set_num_threads(threads)
-    if sys.platform == "linux":
-        require_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False  # its 10 bits are too few to check a folded backbone
@@ -45,24 +41,6 @@ def set_up_torch(device: str, threads: int) -> torch.device:
         mallopt(-3, 2**30)
         mallopt(-1, 2**31 - 1)
     return torch.device("cpu") if device == "cpu" or found is None else torch.device(found.type)
-
-
-def require_threads(threads: int) -> None:
-    """Make OpenMP give as many threads as asked for, or raise InputError.
-
-    With fewer, as OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS or OMP_THREAD_LIMIT can have it, oneDNN waits
-    for ever for a thread that never comes (seen with torch 2.15).
-    """
-    for path in {Path(file.path) for file in psutil.Process().memory_maps()}:
-        if path.name.startswith(("libgomp", "libiomp", "libomp")):
-            openmp = ctypes.CDLL(str(path))
-            openmp.omp_set_dynamic(0)
-            openmp.omp_set_max_active_levels(max(1, openmp.omp_get_max_active_levels()))
-            if (limit := openmp.omp_get_thread_limit()) < threads:
-                raise InputError(
-                    f"train.threads = {threads}: OpenMP gives at most {limit}; unset "
-                    "OMP_THREAD_LIMIT, or lower train.threads"
-                )
 
 
 def to_input(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """One image file of any common format as a small square array."""
 
-import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -9,16 +8,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transfer.common.errors import InputError, memory_is_exhausted
-
-# What the first bytes of files that are often taken for images look like.
-OTHER_KINDS = {
-    rb"....ftyp(hei|hev|mif1|msf1)": "a HEIC image; convert it to JPEG or PNG",
-    rb"%PDF": "a PDF document; save its pages as images",
-    rb"(?s).*<svg[\s>]": "an SVG drawing; save it as PNG",
-    rb"(?i)\s*<(!doctype html|html|head|body)": "a page of HTML, not the image that it may show",
-    rb"version https://git-lfs": "a pointer of Git LFS; run git lfs pull",
-    rb"PK\x03\x04": "a zip archive; unpack it",
-}
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:
@@ -42,7 +31,9 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path}: is {_kind(Path(path))}") from None
+        raise InputError(
+            f"{path}: is empty, damaged or not an image; convert HEIC, SVG or PDF to JPEG or PNG"
+        ) from None
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: is too large: {error}; scale it down") from None
     except Exception as error:  # decoders raise whatever they meet
@@ -51,11 +42,3 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
         reason = getattr(error, "strerror", None)  # the system's, when it cannot be read
         raise InputError(f"{path}: {reason or f'is damaged: {error!r}'}") from None
     return np.asarray(square)
-
-
-def _kind(path: Path) -> str:
-    """What a file that Pillow cannot identify seems to be."""
-    with path.open("rb") as file:
-        start = file.read(1024)
-    found = (name for pattern, name in OTHER_KINDS.items() if re.match(pattern, start))
-    return next(found, "empty, damaged or not an image" if start else "empty")

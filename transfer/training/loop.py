@@ -30,18 +30,12 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
     that torchrun started, only the first one validates, logs and keeps.
 
     Raises InputError when the settings do not fit, and when the result is of no use: the loss is
-    not finite, a unit of the last layer is dead, something has changed that is not trained.
+    not finite, or a unit of the last layer is dead.
     """
     check_settings(mode)
     network, params, epochs = mode.network, mode.params, mode.settings.epochs
     updates = Updates(network, mode.peak_rates, params.train, mode.steps * epochs)
     rows = resume(network, updates, log, unfinished)
-    # What is trained is what has a learning rate.
-    constant = {
-        key: tensor.clone()
-        for key, tensor in network.state_dict().items()
-        if key.partition(".")[0] not in mode.peak_rates
-    }
 
     for epoch in range(len(rows), epochs):
         # For layers that draw, such as dropout; in each epoch, so that resuming changes nothing.
@@ -63,7 +57,6 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
         if unfinished:
             kept = {"network": network.state_dict(), "updates": updates.state(), "rows": rows}
             checkpoint.save(unfinished, kept)
-    check_unchanged(network, constant)
 
 
 def resume(
@@ -155,10 +148,3 @@ def check_outputs(logits: Tensor, where: str) -> None:
             f"{where}: outputs {dead} of the head are dead units, with the same value for every "
             "image; lower the learning rates in params.yaml"
         )
-
-
-def check_unchanged(network: nn.Module, before: dict[str, Tensor]) -> None:
-    """Raise InputError unless `network` still has all tensors of `before`, bit for bit."""
-    after = network.state_dict()
-    if changed := [key for key in before if not torch.equal(after[key], before[key])]:
-        raise InputError(f"{changed[0]} has changed although this mode does not train it")

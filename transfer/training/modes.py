@@ -135,24 +135,19 @@ class Finetuned(Mode):
             "backbone": self.settings.backbone_lr,
         }
         self.moving_epochs = round(self.settings.batch_norm_until * self.settings.epochs)
-        self.moving = in_all_processes(network)
-        self.fixed = functools.cache(self.fix_statistics)
+        self.backbone = folded(network.backbone, self.example)
+        with self.example.device:
+            fixed = Network(self.backbone, network.head)
+        self.moving, self.fixed = in_all_processes(network), in_all_processes(fixed)
 
     def learner(self, epoch: int) -> nn.Module:
         if epoch < self.moving_epochs:
             return self.moving.train()
-        learner = self.fixed().train()
-        # The folded backbone shares these modules.
-        for module in self.network.backbone.modules():
+        learner = self.fixed.train()
+        for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # those that could not be folded
         return learner
-
-    def fix_statistics(self) -> nn.Module:
-        """The same network, with the same parameters, its BatchNorm folded into convolutions."""
-        backbone = folded(self.network.backbone, self.example)
-        # Only its forward pass is used, so it needs no mean, standard deviation and temperature.
-        return in_all_processes(Network(backbone, self.network.head).to(self.example.device))
 
     def inputs(self, epoch: int, index: Tensor, generator: torch.Generator) -> Tensor:
         return self.augment(index, generator, self.image_size(epoch))
