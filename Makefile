@@ -24,7 +24,7 @@ compare: setup  ## print accuracies, gain and changed settings of the last commi
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
-blocks: setup  ## accuracy against the number of blocks kept, 5,000 training images; an hour; writes docs/blocks.*
+blocks: setup  ## accuracy against the number of blocks kept, 5,000 training images; 40 minutes; writes docs/blocks.*
 	python -m tools.sweep blocks
 
 heads: setup  ## both heads, otherwise with the settings of params.yaml; writes docs/heads.csv
