@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,17 +39,17 @@ def test_a_command_runs_in_the_environment_and_its_status_is_kept(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_what_is_terminated_ends_its_command(monkeypatch, tmp_path):
-    """The command of a copy in another folder, which takes this environment for its own."""
-    (tmp_path / "tools").mkdir()
-    (tmp_path / ".venv").mkdir()
-    for source, copy in ((setup.__file__, "tools/setup.py"), (setup.LOCK, "requirements.txt"),
-                         (setup.LOCK, ".venv/installed")):  # fmt: skip
-        shutil.copy(source, tmp_path / copy)
+def test_what_is_terminated_ends_its_command():
     command = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = f"""import sys
+from tools import setup
+setup.set_up = lambda cpu: None  # this environment
+sys.argv[1:] = [sys.executable, "-c", {command!r}]
+setup.exit_cleanly(setup.main)
+"""
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.setup", sys.executable, "-c", command],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        [sys.executable, "-c", code],
+        cwd=setup.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
     ) as child:  # fmt: skip
         number = int(child.stdout.readline())
         child.terminate()

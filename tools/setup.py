@@ -9,12 +9,13 @@ package index, which has other files, so that pip cannot check them against the 
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import venv
 from pathlib import Path
 from typing import Any
+
+from transfer.common.errors import exit_cleanly
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv"
@@ -91,15 +92,15 @@ def wait_for(command: list[str], **options: Any) -> int:
             raise
 
 
-if __name__ == "__main__":
+def main() -> None:
     arguments = sys.argv[1:]
     cpu = arguments[:1] == ["--cpu"]
     command = arguments[cpu:]
     if command[:1] and command[0].startswith("-"):
         sys.exit(f"error: {command[0]}: unknown option; usage: tools.setup [--cpu] [COMMAND ...]")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
-    try:
-        set_up(cpu)
-        sys.exit(run(command) if command else 0)
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    set_up(cpu)
+    sys.exit(run(command) if command else 0)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
