@@ -51,11 +51,15 @@ READ = {
 }
 DEEP = [saved(Image.new("I;16", (9, 9)), kind) for kind in ("png", "tiff", "jpeg2000")]
 DEEP += [saved(Image.new("F", (9, 9)), "tiff"), b"P5 2 2 65535\n" + b"\x40\0" * 4]
+OTHERS = [
+    b"", b"not an image", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"%PDF-1.7\n",
+    b'<?xml version="1.0"?>\n<svg xmlns="x">', b"<!DOCTYPE html>\n<html>",
+    b"version https://git-lfs.github.com/spec/v1\noid", b"PK\3\4\24\0",
+]  # fmt: skip
 REFUSED = [
     *((content, "has more than 8 bits a channel; convert it to 8 bits") for content in DEEP),
     (b"P6 30000 30000 255\n", "is too large"),
-    (b"", "is empty, damaged or not an image"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is empty, damaged or not an image; convert HEIC"),
+    *((content, "is empty, damaged or not an image; convert HEIC") for content in OTHERS),
 ]
 
 
