@@ -3,10 +3,8 @@
 import sys
 from pathlib import Path
 
-from dvclive import Live
-
 from transfer.common.dataset import balanced, load_classes, load_split, stratified
-from transfer.common.files import replacing, write_json
+from transfer.common.files import write_csv, write_json
 from transfer.common.paths import PREPARED, curves_path, model_path, training_path
 from transfer.common.run import run_stage
 from transfer.common.settings import load_params
@@ -17,19 +15,6 @@ from transfer.training.loop import train
 from transfer.training.modes import make_mode
 from transfer.training.processes import join, process_count, rank
 from transfer.training.temperature import calibrate
-
-
-def write_curves(mode: str, epochs: list[dict[str, float]]) -> None:
-    """Write the values of each epoch, for DVC's plots."""
-    with (
-        replacing(curves_path(mode)) as folder,
-        Live(str(folder), dvcyaml=None, report=None, save_dvc_exp=False) as live,
-    ):
-        for epoch, values in enumerate(epochs, 1):
-            live.step = epoch
-            for name, value in values.items():
-                live.log_metric(name, value)
-            live.make_summary()
 
 
 def main(mode: str) -> None:
@@ -51,13 +36,13 @@ def main(mode: str) -> None:
     # distort the backbone (Kumar et al., "Fine-Tuning can Distort Pretrained Features", 2022).
     start = model_path(params.train.finetuned.start if mode == "finetuned" else "new")
     network = load_network(params.model, len(classes), start, device)
-    network.temperature.fill_(1)  # it is fitted anew below
-    inputs = [Path("params.yaml"), Path(__file__), start, PREPARED]
-    unfinished = checkpoint_path(mode, inputs, device, process_count())
+    network.temperature.fill_(1)  # mode frozen has fitted it; training needs undivided logits
+    files = [Path("params.yaml"), Path(__file__), start, PREPARED]
+    unfinished = checkpoint_path(mode, files, device, process_count())
     epochs: list[dict[str, float]] = []
 
     def log(epoch: int, values: dict[str, float]) -> None:
-        epochs.append(values)
+        epochs.append({"epoch": epoch} | values)
         line = " ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"{mode} epoch {epoch}: {line}", flush=True)
 
@@ -65,7 +50,7 @@ def main(mode: str) -> None:
     train(learning, data.take(validation), log, unfinished)
     if rank() > 0:
         return
-    write_curves(mode, epochs)
+    write_csv(curves_path(mode), epochs)
     temperature = calibrate(network, data.take(validation), params.model.image_size)
     counts = {"training_images": len(training), "validation_images": len(validation)}
     write_json(training_path(mode), counts | {"temperature": temperature})

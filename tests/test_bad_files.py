@@ -27,8 +27,7 @@ INPUTS = {
     "network": [Path("weights/w.pth"), Path("weights/w.safetensors"), CLASSES],
     "train": [*TRAIN, model_path("new")],
     "evaluate": [*TEST, model_path("frozen"), model_path("finetuned")],
-    "render": [*TEST, PREDICTIONS, curves_path("frozen") / "plots/metrics/train_loss.tsv",
-               curves_path("finetuned") / "plots/metrics/validation_accuracy.tsv"],
+    "render": [*TEST, PREDICTIONS, curves_path("frozen"), curves_path("finetuned")],
 }  # fmt: skip
 CASES = [(name, path) for name, paths in INPUTS.items() for path in paths]
 
@@ -61,7 +60,7 @@ DAMAGES = {  # and of which files no reader can see it
     "empty": (lambda path: path.write_bytes(b""), []),
     "truncated": (lambda path: os.truncate(path, path.stat().st_size // 3), []),
     "cut by a byte": (lambda path: os.truncate(path, path.stat().st_size - 1), [".png", ".json"]),
-    "bit flipped": (flip, [".npy", ".safetensors", ".csv", ".tsv"]),
+    "bit flipped": (flip, [".npy", ".safetensors", ".csv"]),
     "another type": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), []),
     "another shape": (reshape, [".png"]),
     "a folder": (lambda path: path.unlink() or path.mkdir(), [".png"]),

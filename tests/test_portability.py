@@ -12,11 +12,11 @@ from transfer.inference import predict
 from transfer.model import build
 from transfer.training.loop import check_settings
 from transfer.training.modes import Finetuned, Frozen, Mode
-from transfer.training.optimizer import Updates
+from transfer.training.optimizer import ScheduledOptimizers
 
 # Other libraries may use what they like; what Windows lacks (and partly macOS) is then hidden.
 CODE = """
-import dvc.repo, dvclive, importlib, matplotlib.pyplot, os, pathlib, sys, torchvision
+import dvc.repo, importlib, matplotlib.pyplot, os, pathlib, psutil, sys, torchvision
 for name in ("fcntl", "resource", "termios", "grp"):
     sys.modules[name] = None
 for name in ("killpg", "fork", "sched_setaffinity", "sched_getaffinity", "mkfifo"):
@@ -74,7 +74,7 @@ def test_a_step_resumed_from_the_cpu_stays_on_its_device(params):
     kept = None
     for device in ("cpu", "meta"):  # torch's device without values has a backward pass
         learning = mode_on(device, Finetuned, params)
-        updates = Updates(learning.network, learning.peak_rates, params.train, 10)
+        updates = ScheduledOptimizers(learning.network, learning.peak_rates, params.train, 10)
         x, labels = next(iter(learning.batches(0)))
         F.cross_entropy(learning.learner(0)(x), labels).backward()
         updates.optimizers[0].step()  # Muon; fused AdamW cannot start there

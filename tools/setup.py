@@ -31,7 +31,7 @@ def installs(cpu: bool) -> list[list[str]]:
     commands: list[list[str]] = []
     if cpu and sys.platform == "linux":
         text = LOCK.read_text(encoding="utf-8")
-        cuda = re.compile("torch|triton|nvidia-(?!ml-py)|cuda-")
+        cuda = re.compile("torch|triton|nvidia-|cuda-")
         versions = re.findall(r"^torch\w*==\S+", text, re.M)
         commands.append([*options, "--index-url", CPU_INDEX, *versions])
         lock = FOLDER / "requirements.txt"
@@ -48,6 +48,8 @@ def set_up(cpu: bool) -> None:
             "one from https://www.python.org/downloads/ and run this with it"
         )
     if DONE.is_file() and DONE.read_bytes() == LOCK.read_bytes():
+        if cpu:
+            print(".venv is complete; to change what --cpu decides, delete it first", flush=True)
         os.utime(DONE)  # newer than the lock file, for make
         return
     python = SCRIPTS / ("python.exe" if os.name == "nt" else "python")

@@ -64,16 +64,14 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_csv(
-    path: Path, columns: dict[str, Callable[[str], Any]], delimiter: str = ","
-) -> dict[str, list]:
+def read_csv(path: Path, columns: dict[str, Callable[[str], Any]]) -> dict[str, list]:
     """The `columns` of the table at `path`, each value converted by the column's function.
 
     Raises InputError, which names the file, when it is not such a table.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         if not rows or not text.endswith("\n"):
             raise ValueError("it is empty or cut off")
         return {name: [convert(row[name]) for row in rows] for name, convert in columns.items()}
@@ -104,7 +102,7 @@ def require_hashed(folder: Path, files: Iterable[Path]) -> None:
             )
 
 
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The hex digest of the file at `path`. Raises OSError when it cannot be read."""
+def file_digest(path: Path) -> str:
+    """The sha256 (hexadecimal) of the file at `path`. Raises OSError when it cannot be read."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

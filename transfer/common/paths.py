@@ -22,8 +22,8 @@ def model_path(name: str) -> Path:
 
 
 def curves_path(mode: str) -> Path:
-    """The folder of the learning curves of `mode`, in DVCLive's layout."""
-    return METRICS / "curves" / mode
+    """The learning curves of `mode`: a line for each epoch."""
+    return METRICS / "curves" / f"{mode}.csv"
 
 
 def training_path(mode: str) -> Path:
