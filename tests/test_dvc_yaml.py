@@ -120,7 +120,7 @@ def test_params_are_the_settings_that_the_stage_reads(lock, project, monkeypatch
         ("transfer/sources/folders.py", "SHOWN = 10", "SHOWN = 9", {"download"}),
         ("transfer/pretrained.py", '"model_state"', '"model_states"', {"network"}),
         ("transfer/architecture.py", "THE ORIGINAL", "ORIGINAL", {"network"}),
-        ("transfer/training/loop.py", ".isfinite()", ".isfinite( )",
+        ("transfer/training/loop.py", "math.isfinite", "(math.isfinite)",
          {"train@frozen", "train@finetuned"}),
         ("transfer/inference.py", "CHUNK = 256", "CHUNK = 128",
          {"train@frozen", "train@finetuned", "evaluate"}),

@@ -238,9 +238,9 @@ def test_a_stage_whose_dvc_is_gone_before_it_starts_ends(project):
 
 def test_a_failed_stage_keeps_the_earlier_results(project):
     before = contents(project / "models") | contents(project / "metrics")
-    set_params(project, {"train": {"shared": {"validation_share": 0.01}}})
+    set_params(project, {"train": {"shared": {"images": 9}}})
     output = dvc(project, "repro", "train@frozen", fails=True)
-    assert "\nerror: train.shared.validation_share = 0.01: draws 4 of 400 images" in output
+    assert "\nerror: train.shared.images = 9: must be at least 10, one of each class" in output
     gone = project / "metrics/training/frozen.json"  # by which DVC sees that training has run
     after = contents(project / "models") | contents(project / "metrics")
     assert after == {path: content for path, content in before.items() if path != gone}
@@ -278,7 +278,7 @@ def test_a_temperature_that_the_images_do_not_determine_is_said(params, stripes,
         assert "5 validation images do not determine" in capsys.readouterr().out
 
 
-def test_units_that_are_dead_at_first_may_recover(params, stripes):
+def test_logits_that_are_the_same_at_first_may_recover(params, stripes):
     """BatchNorm's statistics of the first epoch make all outputs equal."""
     network = build(params.model, 10)
     with torch.no_grad():

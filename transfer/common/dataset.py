@@ -4,7 +4,6 @@ data/prepared/ holds {train,test}_{images,labels}.npy and classes.json.
 """
 
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ def write_dataset(folder: Path, splits: dict[str, Split], classes: list[str]) ->
 
 
 def load_split(folder: Path, name: str, classes: list[str]) -> Split:
-    """Map the "train" or the "test" split that `write_dataset` wrote into memory.
+    """Memory-map the "train" or the "test" split that `write_dataset` wrote.
 
     Raises InputError, which names the file, when one is missing or damaged, or when a class has no
     image.
@@ -98,27 +97,18 @@ def stratified(
     """The indices of `labels` in two parts: what is left, in order; and a drawn `share`, in random
     order.
 
-    Each class has its proportional part of both, and at least one image in each. `labels` is int64
-    (N,), both results int64. Raises InputError, which names `setting`, where that is impossible.
+    The share is rounded for each class; at least one image of each is drawn, and one left. `labels`
+    is int64 (N,), both results int64. Raises InputError, which names `setting`, where that is
+    impossible.
     """
-    counts = labels.bincount(minlength=len(classes)).numpy()
-    if (counts < 2).any():
-        few = [name for name, count in zip(classes, counts, strict=True) if count < 2]
+    counts = labels.bincount(minlength=len(classes))
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
         raise InputError(f"{setting} = {share:g}: needs 2 images or more of {', '.join(few)}")
-    total = round(share * len(labels))
-    most = len(labels) - len(classes)
-    if not len(classes) <= total <= most:
-        raise InputError(
-            f"{setting} = {share:g}: draws {total} of {len(labels)} images; at least one of each "
-            f"of the {len(classes)} classes must be drawn and one left: take "
-            f"{math.ceil(1000 * len(classes) / len(labels)) / 1000:g} to "
-            f"{math.floor(1000 * most / len(labels)) / 1000:g}"
-        )
-    quota = _quotas(counts, total)
+    quotas = (share * counts.double()).round().clamp(min=1).minimum(counts - 1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     drawn = torch.zeros(len(labels), dtype=torch.bool)
-    for label, wanted in enumerate(quota.tolist()):
-        drawn[order[labels[order] == label][:wanted]] = True
+    for label, quota in enumerate(quotas.int().tolist()):
+        drawn[order[labels[order] == label][:quota]] = True
     return (~drawn).nonzero().flatten(), order[drawn[order]]
 
 
@@ -141,19 +131,3 @@ def balanced(labels: Tensor, index: Tensor, count: int, seed: int, setting: str)
         same = labels[order] == label
         place[same] = torch.arange(int(same.sum()))
     return order[place.argsort(stable=True)[:count]].sort().values
-
-
-def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
-    """How many of each class to draw: proportional, `total` in sum, 1 to count - 1 of each.
-
-    By largest remainders; where the bounds bind, what is left goes to the classes that are furthest
-    below their exact part.
-    """
-    exact = counts * total / counts.sum()
-    quota = np.clip(np.floor(exact).astype(int), 1, counts - 1)
-    while quota.sum() != total:
-        step = 1 if quota.sum() < total else -1
-        possible = (quota < counts - 1) if step > 0 else (quota > 1)
-        behind = np.where(possible, step * (exact - quota), -np.inf)
-        quota[behind.argmax()] += step
-    return quota

@@ -40,7 +40,7 @@ def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
     `steps` Newton-Schulz iterations with the coefficients of Jordan et al. After three, large
     singular values have come near 1; small ones have grown, but not to 1.
     """
-    # The product of a matrix and its transpose is the smaller one if the matrix is wide.
+    # Of a wide matrix, the product with its transpose is the smaller one.
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
@@ -55,9 +55,9 @@ def make_optimizers(
     """Muon for the head's convolutions, if it has any, and AdamW for the rest.
 
     `peak_rates` are the learning rates of "muon", and of AdamW for "head" and, if it learns, for
-    "backbone". Of AdamW's parameters only the weights of the backbone's layers decay, not biases
-    and BatchNorm's scales and shifts, nor the head's last layer, which decay keeps from its optimum
-    (a linear head loses 2 points).
+    "backbone". AdamW's weight decay is only for the weights of the backbone's layers, not for
+    biases, nor for BatchNorm's scales and shifts. The head's last layer has none either: it would
+    hold the layer away from its optimum (a linear head loses 2 points).
     """
     convolutions = [p for p in network.head.parameters() if p.ndim == 4]
     others = [p for p in network.head.parameters() if p.ndim != 4]
@@ -71,7 +71,7 @@ def make_optimizers(
     return [*muon, adamw]
 
 
-class Updates:
+class ScheduledOptimizers:
     """The optimizers of a network and the schedule of their learning rates over `steps` steps."""
 
     def __init__(
@@ -86,10 +86,6 @@ class Updates:
         """Change the parameters by their gradients, then the learning rates."""
         for part in self.parts:
             part.step()
-
-    def current_rates(self) -> list[float]:
-        """The learning rates of the next step, one for each group of parameters."""
-        return [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def state(self) -> list[dict[str, Any]]:
         return [part.state_dict() for part in self.parts]
