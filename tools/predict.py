@@ -33,7 +33,7 @@ def main() -> None:
     device = set_up_torch(params.train.device, params.train.threads)
     classes = load_classes(PREPARED)
     # As large as the images that the models were trained on, so that they get no finer detail.
-    size = load_split(PREPARED, "test", classes).images.shape[1]
+    size = load_split(PREPARED, "train", classes).images.shape[1]
     images = np.stack([read_image(path, size) for path in paths])
     networks = {
         mode: load_network(params.model, len(classes), model_path(mode), device) for mode in MODES

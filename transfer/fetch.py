@@ -17,7 +17,7 @@ from transfer.common.paths import project_root
 
 TIMEOUT = 30  # seconds without a connection, or without a byte
 TRIES = 4  # with pauses of 1, 2 and 3 seconds
-CONTENTS = "docs/troubleshooting.md says what belongs into it"
+CONTENTS = "docs/troubleshooting.md says what belongs in it"
 OFFLINE = "without internet, set ASSETS_DIR (docs/troubleshooting.md) or run python -m tools.demo"
 
 

@@ -56,7 +56,7 @@ plt.rcParams.update(
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` as a PNG that holds no date and no version: same figure, same bytes.
 
-    Says so where it shows boxes, because no font has a character.
+    Prints a line where it shows boxes, because no font has a character.
     """
     with replacing(path) as partial, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -98,7 +98,7 @@ def image_grid(
     """Images, uint8 (N, H, W, 3), eight in a row, each over its name and each mode's prediction.
 
     `best[mode]` holds for each image its most probable class and the probability; `sections` the
-    numbers of the images, int (n,), under each heading. Where the names are the true classes, a
+    indices of the images, int (n,), under each heading. Where the names are the true classes, a
     correct prediction has a tick and is green; a wrong one has a cross, is red and bold.
     """
     columns = max(1, min(8, max(map(len, sections.values()))))
@@ -206,7 +206,7 @@ def learning_curves(curves: dict[str, dict[str, list[float]]]) -> Figure:
 
 
 def hardest(matrices: dict[str, np.ndarray]) -> np.ndarray:
-    """The numbers, in order, of the MOST classes with the lowest recall in both modes."""
+    """The indices, in order, of the MOST classes with the lowest mean recall of both modes."""
     recall = sum(counts.diagonal() / counts.sum(1) for counts in matrices.values())
     return np.sort(np.argsort(recall, kind="stable")[:MOST])
 

@@ -56,7 +56,7 @@ def to_input(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    """bfloat16 where it is wanted and torch holds it safe; the CPU always has float32."""
+    """bfloat16 where it is wanted and autocast considers it safe; the CPU always has float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type != "cpu")
 
 

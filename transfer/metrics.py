@@ -30,7 +30,7 @@ def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """Mean confidence, accuracy and count in each non-empty of 15 equal bins of confidence.
+    """Mean confidence, accuracy and count in each non-empty of 15 equally wide bins of confidence.
 
     The expected calibration error is the count-weighted mean of |accuracy - confidence| (Guo et
     al., "On Calibration of Modern Neural Networks", 2017, equation 3).
@@ -74,7 +74,7 @@ def compare(frozen_correct: np.ndarray, finetuned_correct: np.ndarray) -> dict[s
 def summary(
     scores: dict[str, dict[str, float]], correct: dict[str, np.ndarray]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What answers the question, and the details: `MODE.NAME` and the comparison in both."""
+    """What answers the question (accuracies, gain), and all other metrics, by MODE.NAME or name."""
     names = list(scores["frozen"])
     details = {f"{mode}.{name}": scores[mode][name] for name in names for mode in scores}
     answer = {f"{mode}.accuracy": details.pop(f"{mode}.accuracy") for mode in scores}

@@ -37,8 +37,8 @@ def classifier(name: str) -> nn.Module:
 def normalisation(name: str, weights: str | None) -> Channels:
     """The mean and std of the channels that torchvision's `weights` for `name` were trained with.
 
-    So are those of a file with the name of an official one. ImageNet's for random weights and for
-    other state dicts of your own.
+    A file in weights/ with the name of an official one has the same. ImageNet's for random weights
+    and for other state dicts of your own.
     """
     official = dict(torchvision.models.get_model_weights(name).__members__)
     official |= {Path(urlparse(entry.url).path).name: entry for entry in official.values()}
@@ -150,9 +150,11 @@ def folded(backbone: nn.Module, x: Tensor) -> nn.Module:
     """A faster `backbone` with the same parameters: each BatchNorm after a convolution is folded
     into it, with fixed statistics.
 
-    `backbone` itself where `x`, float32 NCHW, comes out otherwise, as where a network runs its
-    layers in another order than it holds them. BatchNorm elsewhere stays as it is.
+    Returns `backbone` itself where the faster one has another output for `x`, float32 NCHW, as
+    where a network runs its layers in another order than it holds them. Other BatchNorm stays as it
+    is.
     """
+    # What deepcopy finds in this dictionary, it takes as it is instead of copying it.
     shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
     faster = copy.deepcopy(backbone, shared)
     for parent in list(faster.modules()):
@@ -189,10 +191,10 @@ class MeanAndMax(nn.Module):
 class Standardise(nn.BatchNorm1d):
     """Give each feature mean 0 and standard deviation SCALE: (N, C) -> (N, C), without parameters.
 
-    BatchNorm would use the statistics of each batch in training: noise that no later layer needs.
+    It uses its running statistics also in training: those of each batch would only add noise.
     """
 
-    SCALE = 4  # a step of AdamW has the same size for all: so it goes four times as far
+    SCALE = 4  # AdamW's steps do not depend on it, so that each changes the logits 4 times as much
 
     def __init__(self, channels: int):
         super().__init__(channels, affine=False)
@@ -328,7 +330,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load `state`, in any precision, into `module`; keys that it lacks are what was cut off.
+    """Load `state`, in any precision, into `module`, which lacks the keys of what was cut off.
 
     Old checkpoints lack num_batches_tracked; it is not used. Raises InputError, which starts
     with `origin`, when another key is missing or a tensor does not fit.

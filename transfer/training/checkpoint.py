@@ -17,7 +17,7 @@ from transfer.common.run import machine
 CODE = Path(__file__).parents[1]  # the folder transfer
 
 
-def checkpoint_path(mode: str, inputs: Iterable[Path], *facts: object) -> Path:
+def checkpoint_path(name: str, inputs: Iterable[Path], *facts: object) -> Path:
     """Where the state of unfinished training is kept: named by everything that decides the result.
 
     That is the code, the files and folders of `inputs`, the machine and `facts`. Of the paths only
@@ -31,8 +31,8 @@ def checkpoint_path(mode: str, inputs: Iterable[Path], *facts: object) -> Path:
         contents = sorted((path.name, file_digest(path)) for path in files)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    key = hashlib.sha256(repr((contents, mode, machine(), facts)).encode()).hexdigest()
-    return project_root() / ".checkpoints" / f"{mode}-{key}"
+    key = hashlib.sha256(repr((contents, name, machine(), facts)).encode()).hexdigest()
+    return project_root() / ".checkpoints" / f"{name}-{key}"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

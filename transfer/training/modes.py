@@ -16,7 +16,7 @@ from transfer.inference import autocast, chunk_size, to_input
 from transfer.model import Network, folded, freeze
 from transfer.training.processes import batch_size_per_process, data_of_process, process_count, rank
 
-CACHE_BYTES = 2 * 2**30  # of cached feature maps; keeps the whole process under 4 GB
+CACHE_BYTES = 2 * 2**30  # of cached feature maps; the whole process then needs about 3 GB
 
 EPOCHS, VIEWS, LAYERS = range(3)  # what the streams of random numbers are for
 
@@ -40,12 +40,13 @@ class Mode(ABC):
         self.count = len(data.labels)
         self.batch_size = min(batch_size_per_process(params), self.count)
         self.steps = max(self.count // self.batch_size, params.train.shared.min_steps)
-        # An image on which `folded` checks that the faster backbone computes the same.
-        self.example = self.to_input(data.images[:1], params.model.image_size)
+        example = self.to_input(data.images[:1], params.model.image_size)
+        # Faster, with the same parameters: what trains one trains the other.
+        self.folded_backbone = folded(network.backbone, example)
 
     @abstractmethod
     def learner(self, epoch: int) -> nn.Module:
-        """What the optimizers change in `epoch`, from 0, in training mode: inputs -> logits."""
+        """The module that is trained in `epoch`, from 0, in training mode: inputs -> logits."""
 
     @abstractmethod
     def inputs(self, epoch: int, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -86,11 +87,11 @@ class Frozen(Mode):
         super().__init__(network, data, params)
         self.peak_rates = {"muon": self.settings.muon_lr, "head": self.settings.head_lr}
         freeze(network.backbone)
-        self.backbone = folded(network.backbone, self.example)
         self.head = in_all_processes(network.head)
         self.views = min(self.settings.views, self.settings.epochs)
-        one = self.features(torch.zeros(1, dtype=torch.long), random_stream(0))
-        self.cached = 2 * one.numel() * self.count * self.views <= CACHE_BYTES  # 2 bytes each
+        one = self.features(torch.zeros(1, dtype=torch.long), random_stream(0)).half()
+        self.view_shape = (self.count, *one.shape[1:])
+        self.cached = one.nbytes * self.count * self.views <= CACHE_BYTES
         self.view = functools.cache(self.extract)
 
     def learner(self, epoch: int) -> nn.Module:
@@ -105,23 +106,27 @@ class Frozen(Mode):
     def extract(self, number: int) -> Tensor:
         """View `number`: the feature maps, float16 NCHW, of all images."""
         generator = random_stream(self.params.seed, VIEWS, number, rank())
+        device, layout = self.data.images.device, torch.channels_last
+        view = torch.empty(self.view_shape, dtype=torch.half, device=device, memory_format=layout)
         chunks = torch.arange(self.count).split(chunk_size(self.params.model.image_size))
-        bar = tqdm(chunks, f"view {number + 1}", leave=False, disable=None)
-        return torch.cat([self.features(index, generator).half() for index in bar])
+        for index in tqdm(chunks, f"view {number + 1}", leave=False, disable=None):
+            view[index.to(device)] = self.features(index, generator).half()
+        return view
 
     @torch.no_grad()  # not inference mode, whose tensors cannot enter the training of the head
     def features(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """The feature maps, NCHW, of the images at `index`, augmented at random."""
         x = self.augment(index, generator, self.params.model.image_size)
         with autocast(x.device, self.params.train.bf16):
-            return self.backbone(x)
+            return self.folded_backbone(x)
 
 
 class Finetuned(Mode):
     """Fine-tuning: head and backbone learn, on images that are augmented anew in each epoch.
 
-    After a share of the epochs the statistics of the backbone's BatchNorm are fixed. Folded into
-    the convolutions where it can be, it makes a step faster, and training meets the network that
+    In the first train.finetuned.batch_norm_until of the epochs, the backbone's BatchNorm uses and
+    updates batch statistics; then its running statistics are fixed. It is then folded into the
+    convolutions, where that is possible: a step is faster, and the trained function is the one that
     is evaluated.
     """
 
@@ -134,17 +139,16 @@ class Finetuned(Mode):
             "head": self.settings.head_lr,
             "backbone": self.settings.backbone_lr,
         }
-        self.moving_epochs = round(self.settings.batch_norm_until * self.settings.epochs)
-        self.backbone = folded(network.backbone, self.example)
-        with self.example.device:
-            fixed = Network(self.backbone, network.head)
-        self.moving, self.fixed = in_all_processes(network), in_all_processes(fixed)
+        self.first_fixed = round(self.settings.batch_norm_until * self.settings.epochs)
+        self.with_batch_statistics = in_all_processes(network)
+        with_folding = nn.Sequential(self.folded_backbone, network.head)
+        self.with_fixed_statistics = in_all_processes(with_folding)
 
     def learner(self, epoch: int) -> nn.Module:
-        if epoch < self.moving_epochs:
-            return self.moving.train()
-        learner = self.fixed.train()
-        for module in self.backbone.modules():
+        if epoch < self.first_fixed:
+            return self.with_batch_statistics.train()
+        learner = self.with_fixed_statistics.train()
+        for module in self.folded_backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # those that could not be folded
         return learner
@@ -177,12 +181,12 @@ def make_mode(
 
 
 def in_all_processes(module: nn.Module) -> nn.Module:
-    """`module`, its gradients averaged over the processes that torchrun started, if it did."""
+    """`module`; if torchrun started several processes, its gradients are averaged over them."""
     return DistributedDataParallel(module) if process_count() > 1 else module
 
 
 def random_stream(*key: int) -> torch.Generator:
-    """An independent stream of random numbers for each `key`."""
+    """A stream of random numbers, independent of that of any other `key` of the same length."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 

@@ -29,11 +29,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def calibrate(network: Network, validation: Split, image_size: int) -> float:
-    """Fit the temperature of `network` on `validation`, and return it.
+    """Fit the temperature of `network`, which must be 1, on `validation`, and return it.
 
-    The predictions stay the same, their confidence changes. Says so where
-    the images do not determine it: a bound does, or all are classified correctly, so that the
-    cross-entropy always falls with the temperature.
+    The predictions stay the same, their confidence changes. Prints a line where the images do not
+    determine the temperature: it is at a bound, or all images are classified correctly, so that the
+    cross-entropy falls as long as the temperature does.
     """
     logits = predict(network, validation.images, image_size)
     temperature = fit_temperature(logits, validation.labels)
