@@ -38,8 +38,8 @@ from transfer.training.modes import make_mode
 RESULTS, FIGURE = Path("benchmarks/results.json"), Path("docs/minutes.png")
 REPEATS, SAMPLE = 3, 3200  # turns; images in each
 WARM_UP = 3  # steps of a peer that are not timed
-# About so many minutes of training, at whose end the learning rates have fallen: of the peers,
-# whose images per second say how many steps that is; of the pipeline, with these epochs and views.
+# About so many minutes of training, each with its whole schedule of learning rates. Of the peers,
+# their images per second say how many steps that is; the pipeline has these epochs and views.
 RUNS = {
     2: {"frozen": {"epochs": 2, "views": 1}, "finetuned": {"epochs": 1}},
     5: {"frozen": {"epochs": 4, "views": 2}, "finetuned": {"epochs": 2}},

@@ -138,7 +138,7 @@ def lightning(epochs: Epochs, steps: int, tick: Tick) -> Network:
 
     class Finetuning(BackboneFinetuning):
         def freeze_before_training(self, module):
-            self.freeze(module.backbone, train_bn=False)  # BatchNorm also: no way back through it
+            self.freeze(module.backbone, train_bn=False)  # BatchNorm also: no backward pass
 
     class Ticks(pl.Callback):
         def on_train_batch_end(self, *_):
