@@ -45,7 +45,7 @@ rates: setup  ## accuracy against the learning rate of the backbone; an hour; wr
 verify: setup  ## run everything from scratch in a clone of the last commit and compare the results
 	python -m tools.verify
 
-bench: setup  ## measure what docs/benchmark.md reports; 100 minutes; needs make repro first
+bench: setup  ## measure what docs/benchmark.md reports; 90 minutes; needs make repro first
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 

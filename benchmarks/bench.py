@@ -1,4 +1,4 @@
-"""What the speed claims rest on: `make bench`, after `make repro`. About 100 minutes on 2 cores.
+"""What the speed claims rest on: `make bench`, after `make repro`. About 90 minutes on 2 cores.
 
 Measures side by side in one run, nothing else running meanwhile: the training images per second of
 the pipeline and of what people usually write (benchmarks/peers.py), with the same network, image
