@@ -163,10 +163,11 @@ def refuse_lost_experiment() -> None:
 def machine() -> dict[str, str | int | None]:
     """What the last digits of a floating-point result may depend on, besides the settings."""
     cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = next(filter(None, names), cpu)
+    with suppress(OSError):  # different models may have the same name
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        facts = dict(re.findall(r"^(cpu family|model|model name)\s*: (.+)$", text, re.M))
+        name = facts.pop("model name", cpu)
+        cpu = ", ".join([name, *(f"{key} {value}" for key, value in facts.items())])
     packages = ("torch", "torchvision", "numpy", "dvc")
     return {
         "cpu": cpu,
