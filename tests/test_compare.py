@@ -64,8 +64,12 @@ def check_charts(folder: Path, epochs: dict[str, dict[str, int]]) -> None:
     page, charts = (folder / "dvc_plots/index.html").read_text("utf-8"), {}
     assert "<DVC_METRIC" not in page  # a placeholder of a template that DVC did not fill
     for spec in map(json.loads, re.findall(r"var spec = (.*);\n", page)):
+        # The template takes the mode from the name of the file.
+        [separator] = re.findall(r"split\(datum.filename, '(.)'\)", json.dumps(spec)) or [None]
         charts[spec["title"]["text"]] = Counter(
-            (p["rev"], *re.findall("|".join(MODES), p.get("filename", "") + p.get("field", "")))
+            (p["rev"], p["filename"].split(separator)[0])
+            if separator
+            else (p["rev"], *re.findall("|".join(MODES), p.get("field", "")))
             for p in spec["data"]["values"]
         )
     curves = {(rev, mode): n for rev, modes in epochs.items() for mode, n in modes.items()}

@@ -74,13 +74,13 @@ def test_a_step_resumed_from_the_cpu_stays_on_its_device(params):
     kept = None
     for device in ("cpu", "meta"):  # torch's device without values has a backward pass
         learning = mode_on(device, Finetuned, params)
-        updates = ScheduledOptimizers(learning.network, learning.peak_rates, params.train, 10)
+        both = ScheduledOptimizers(learning.network, learning.peak_rates, params.train, 10)
         x, labels = next(iter(learning.batches(0)))
         F.cross_entropy(learning.learner(0)(x), labels).backward()
-        updates.optimizers[0].step()  # Muon; fused AdamW cannot start there
-        updates.load_state(kept or updates.state())
-        updates.step()
-        kept = updates.state()
-    states = [state for part in updates.optimizers for state in part.state.values()]
+        both.optimizers[0].step()  # Muon; fused AdamW cannot start there
+        both.load_state(kept or both.state())
+        both.step()
+        kept = both.state()
+    states = [state for part in both.optimizers for state in part.state.values()]
     on = {t.device.type for state in states for key, t in state.items() if key != "step"}
     assert on == {p.grad.device.type for p in learning.network.parameters()} == {"meta"}

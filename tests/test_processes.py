@@ -10,9 +10,11 @@ import time
 import psutil
 import pytest
 from helpers import dvc, stage, start
+from safetensors.torch import save_file
 
 from tools import demo
 from transfer.common.settings import MODES, merge
+from transfer.model import classifier, cut
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform == "win32", reason="no queue")]
 EXPERIMENTS = {"one": "train.frozen.views=1", "two": "train.frozen.head_lr=4e-3"}
@@ -65,10 +67,19 @@ def test_two_processes_come_within_a_point_of_one(tmp_path):
     assert together == pytest.approx(alone, abs=0.01 + 1e-9)
 
 
-def test_an_error_of_several_processes_stands_once_at_the_end(project):
-    changes = ("-S", TWO, "-S", "train.shared.batch_size=31")
-    output = dvc(project, "exp", "run", *changes, "train@frozen", fails=True)
-    assert output.count("error: train.shared.batch_size = 31: the 2 processes") == 1, output
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.shared.batch_size=31", "train.shared.batch_size = 31: the 2 processes"),
+        ("model.weights=weights/huge.safetensors", "frozen epoch 1/6: the loss is not finite"),
+    ],
+)
+def test_an_error_of_several_processes_stands_once_at_the_end(project, change, message):
+    state = cut(classifier("mobilenet_v3_small"), 5).state_dict()
+    huge = {key: 1e30 * value if value.ndim == 4 else value for key, value in state.items()}
+    save_file(huge, project / "weights/huge.safetensors")
+    output = dvc(project, "exp", "run", "-S", TWO, "-S", change, "train@frozen", fails=True)
+    assert output.count(f"error: {message}") == 1, output
     assert "Traceback (most recent call last):\n  File" not in output.partition("error: ")[2]
 
 

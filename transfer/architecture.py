@@ -100,8 +100,8 @@ WHAT IS TRAINED
 {_table(("part", "parameters", "mode frozen", "mode finetuned"), trained)}
 
   In mode frozen the backbone runs in eval mode, so BatchNorm's statistics are also fixed.
-  {inside} of its {layers} BatchNorm layers are then folded into the convolution before them. So are
-  they in mode finetuned, after train.finetuned.batch_norm_until of the epochs.
+  {inside} of its {layers} BatchNorm layers are then folded into the convolution before them.
+  In mode finetuned they are folded after train.finetuned.batch_norm_until of the epochs.
 
 EVERY PARAMETER OF THE NEW NETWORK
 

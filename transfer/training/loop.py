@@ -45,20 +45,12 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
         name = f"{mode.name} epoch {epoch + 1}/{epochs}"
         batches = tqdm(mode.batches(epoch), name, mode.steps, leave=False, disable=None)
         values = train_one_epoch(mode.learner(epoch), batches, optimizers, params)
+        found, problem = validate(mode, validation, epoch) if rank() == 0 else ({}, "")
+        if problem := from_first(problem):  # all processes fail, so that none waits for another
+            raise InputError(f"{name}: {problem}; lower the learning rates of train.{mode.name}")
+        values |= found
         if rank() > 0:
             continue
-        # At the epoch's image size: the head's BatchNorm has statistics of features at this size.
-        logits = predict(network, validation.images, mode.image_size(epoch))
-        labels = validation.labels.cpu()
-        values["validation_loss"] = F.cross_entropy(logits, labels).item()
-        values["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-        problem = ""
-        if not all(map(math.isfinite, values.values())):
-            problem = "the loss is not finite"
-        elif epoch + 1 == epochs and (logits == logits[0]).all(0).any():  # earlier, it may recover
-            problem = "a logit is the same for all images"
-        if problem:
-            raise InputError(f"{name}: {problem}; lower the learning rates of train.{mode.name}")
         log(epoch + 1, values)
         history.append((epoch + 1, values))
         if unfinished:
@@ -105,6 +97,23 @@ def train_one_epoch(
         correct += (logits.argmax(1) == labels).sum()
         seen += len(labels)
     return {"train_loss": float(total_loss / seen), "train_accuracy": float(correct / seen)}
+
+
+def validate(mode: Mode, validation: Split, epoch: int) -> tuple[dict[str, float], str]:
+    """The mean loss and accuracy on `validation` after `epoch`; and why the network is of no use,
+    "" if it is of use.
+    """
+    # At the epoch's image size: the head's BatchNorm has statistics of features at this size.
+    logits = predict(mode.network, validation.images, mode.image_size(epoch))
+    labels = validation.labels.cpu()
+    loss = F.cross_entropy(logits, labels).item()
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    problem, last = "", epoch + 1 == mode.settings.epochs
+    if not math.isfinite(loss):
+        problem = "the loss is not finite"
+    elif last and (logits == logits[0]).all(0).any():  # earlier, it may recover
+        problem = "a logit is the same for all validation images"
+    return {"validation_loss": loss, "validation_accuracy": accuracy}, problem
 
 
 def check_settings(mode: Mode) -> None:
