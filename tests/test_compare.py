@@ -64,12 +64,10 @@ def check_charts(folder: Path, epochs: dict[str, dict[str, int]]) -> None:
     page, charts = (folder / "dvc_plots/index.html").read_text("utf-8"), {}
     assert "<DVC_METRIC" not in page  # a placeholder of a template that DVC did not fill
     for spec in map(json.loads, re.findall(r"var spec = (.*);\n", page)):
-        # The template takes the mode from the name of the file.
-        [separator] = re.findall(r"split\(datum.filename, '(.)'\)", json.dumps(spec)) or [None]
+        # A template takes the mode from the name of the file, or from the field.
+        by_file = "split(datum.filename, '.')[0]" in json.dumps(spec)
         charts[spec["title"]["text"]] = Counter(
-            (p["rev"], p["filename"].split(separator)[0])
-            if separator
-            else (p["rev"], *re.findall("|".join(MODES), p.get("field", "")))
+            (p["rev"], *({Path(p["filename"]).stem if by_file else p.get("field")} & {*MODES}))
             for p in spec["data"]["values"]
         )
     curves = {(rev, mode): n for rev, modes in epochs.items() for mode, n in modes.items()}
