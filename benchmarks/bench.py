@@ -71,7 +71,7 @@ def rate(contender: str, mode: str, turn: str) -> dict[str, float]:
     split = load_split(PREPARED, "train", load_classes(PREPARED)).take(torch.arange(SAMPLE))
     two = split.take(torch.arange(2))  # images to validate on: not to be timed
     start = time.perf_counter()
-    train(make_mode(mode, new_network(), split, params, device), two, lambda *_: None)
+    train(make_mode(mode, new_network(), split, params, device), two)
     return {"images_per_s": SAMPLE * count / (time.perf_counter() - start)}
 
 
@@ -97,7 +97,7 @@ def reached(contender: str, *amount: str) -> dict[str, float]:
         for mode in MODES:
             network.requires_grad_(True)
             learning = make_mode(mode, network, data.take(rest), params, device)
-            train(learning, data.take(drawn), lambda *_: None)
+            train(learning, data.take(drawn))
     minutes = (time.perf_counter() - start) / 60
     images, labels = load_split(PREPARED, "test", classes)
     predicted = predict(network, images, params.model.image_size).argmax(1)

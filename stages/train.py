@@ -39,18 +39,12 @@ def main(mode: str) -> None:
     network.temperature.fill_(1)  # mode frozen has fitted it; training needs undivided logits
     files = [Path("params.yaml"), Path(__file__), start, PREPARED]
     unfinished = checkpoint_path(mode, files, device, process_count())
-    epochs: list[dict[str, float]] = []
-
-    def log(epoch: int, values: dict[str, float]) -> None:
-        epochs.append({"epoch": epoch} | values)
-        line = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"{mode} epoch {epoch}: {line}", flush=True)
 
     learning = make_mode(mode, network, data.take(training), params, device)
-    train(learning, data.take(validation), log, unfinished)
+    rows = train(learning, data.take(validation), unfinished)
     if rank() > 0:
         return
-    write_csv(curves_path(mode), epochs)
+    write_csv(curves_path(mode), rows)
     temperature = calibrate(network, data.take(validation), params.model.image_size)
     counts = {"training_images": len(training), "validation_images": len(validation)}
     write_json(training_path(mode), counts | {"temperature": temperature})

@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_noticed_and_ignored(reproduced, fresh, capsys):
     stop(fresh, "stages.train frozen", "frozen epoch 3:")
     [path] = (fresh / ".checkpoints").glob("frozen-*")
     content = path.read_bytes()
-    assert len(checkpoint.load(path)["history"]) >= 2
+    assert len(checkpoint.load(path)["rows"]) >= 2
     for damaged in (b"", content[:20], content[:-1], bytes([*content[:-1], content[-1] ^ 1])):
         path.write_bytes(damaged)
         assert checkpoint.load(path) is None

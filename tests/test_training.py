@@ -16,7 +16,7 @@ from transfer.common.dataset import Split
 from transfer.common.settings import MODES, load_params
 from transfer.inference import predict, set_up_torch, to_input
 from transfer.model import Network, build, linear_head
-from transfer.training import modes
+from transfer.training import checkpoint, modes
 from transfer.training.loop import train
 from transfer.training.modes import make_mode, random_stream
 from transfer.training.optimizer import make_optimizers, orthogonalise, slanted_triangle
@@ -34,21 +34,18 @@ def weights(network) -> dict[str, bytes]:
 
 @pytest.fixture
 def learn(params, stripes):
-    """Train a small network; returns it, its weights, which have changed, and what was logged."""
+    """Train a small network; returns it, its weights, which have changed, and a row an epoch."""
 
-    def learn(
-        mode, others=None, data=stripes, damage=None, device=CPU, log=None, kept=None, **settings
-    ):
+    def learn(mode, others=None, data=stripes, damage=None, device=CPU, kept=None, **settings):
         changed = params.changed({"train": {mode: settings}}).changed(others or {})
         torch.manual_seed(0)
         network = build(changed.model, 10)
         if damage:
             damage(network)
-        before, logged = weights(network), []
-        learning = make_mode(mode, network, data, changed, device)
-        train(learning, data, log or (lambda *row: logged.append(row)), kept)
+        before = weights(network)
+        rows = train(make_mode(mode, network, data, changed, device), data, kept)
         after = weights(network)
-        return network, after, {key for key in after if after[key] != before[key]}, logged
+        return network, after, {key for key in after if after[key] != before[key]}, rows
 
     return learn
 
@@ -59,8 +56,8 @@ def test_exactly_what_must_learn_changes(learn, mode, until, name):
     """The statistics of the backbone's BatchNorm move for a share of the epochs."""
     finetuned = {"batch_norm_until": float(until)}
     others = {"model": {"name": name}, "train": {"finetuned": finetuned}}
-    network, _, changed, logged = learn(mode, others, epochs=2)
-    assert [epoch for epoch, _ in logged] == [1, 2]
+    network, _, changed, rows = learn(mode, others, epochs=2)
+    assert [row["epoch"] for row in rows] == [1, 2]
     parameters = {name for name, _ in network.named_parameters()}
     statistics = {key for key in network.state_dict() if re.search("running_|num_batches", key)}
     head = {key for key in parameters | statistics if key.startswith("head.")}
@@ -76,8 +73,8 @@ def test_exactly_what_must_learn_changes(learn, mode, until, name):
 def test_training_learns_also_of_fewer_images_than_a_batch(learn, mode, shared):
     """On an accelerator, if there is one."""
     others = {"train": {"finetuned": {"initial_scale": 1.0}, "shared": shared}}
-    *_, logged = learn(mode, others, device=set_up_torch("auto", 1), epochs=12)
-    assert logged[-1][1]["train_accuracy"] > 0.5  # chance is 0.1
+    *_, rows = learn(mode, others, device=set_up_torch("auto", 1), epochs=12)
+    assert rows[-1]["train_accuracy"] > 0.5  # chance is 0.1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -97,11 +94,20 @@ def test_on_the_cpu_the_seed_decides_and_bf16_does_not(learn, mode):
     ],
 )
 def test_interrupted_training_resumes_after_the_last_epoch_kept(
-    learn, mode, model, tmp_path, capsys
+    learn, mode, model, tmp_path, capsys, monkeypatch
 ):
     settings = {"others": {"model": model}, "epochs": 4}
-    with pytest.raises(ZeroDivisionError):  # in epoch 3, before it is kept
-        learn(mode, log=lambda epoch, _: 1 / (3 - epoch), kept=tmp_path / "kept", **settings)
+    save = checkpoint.save
+
+    def interrupted(path, state):
+        if len(state["rows"]) == 3:
+            raise KeyboardInterrupt
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(mode, kept=tmp_path / "kept", **settings)
+    monkeypatch.setattr(checkpoint, "save", save)
     resumed = learn(mode, kept=tmp_path / "kept", **settings)
     assert "resuming after epoch 2," in capsys.readouterr().out
     assert resumed[1:] == learn(mode, **settings)[1:]
@@ -134,7 +140,7 @@ def test_a_linear_head_reaches_the_optimum_of_logistic_regression():
     shared = {"label_smoothing": 0.0, "min_steps": 100}
     changes = {"model": {"image_size": 16}, "train": {"shared": shared, "frozen": {"views": 1}}}
     learning = make_mode("frozen", network, data, DEFAULT.changed(changes), CPU)
-    train(learning, data, lambda *_: None)
+    train(learning, data)
     features = learning.view(0).float()  # as they were trained on
     best = LogisticRegression(C=1e9, max_iter=1000).fit(features.flatten(1), labels)
     with torch.no_grad():

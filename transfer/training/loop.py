@@ -1,7 +1,6 @@
-"""Training, epoch by epoch: train, validate, log, keep the state; and what makes it fail."""
+"""Training, epoch by epoch: train, validate, print, keep the state; and what makes it fail."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,22 +12,22 @@ from transfer.common.dataset import Split
 from transfer.common.errors import InputError
 from transfer.common.settings import Params
 from transfer.inference import autocast, predict
-from transfer.model import Network, measure_blocks
+from transfer.model import measure_blocks
 from transfer.training import checkpoint
 from transfer.training.modes import LAYERS, Batches, Mode, random_stream
 from transfer.training.optimizer import ScheduledOptimizers
 from transfer.training.processes import from_first, rank
 
-Log = Callable[[int, dict[str, float]], None]
+Row = dict[str, float]  # of the table of epochs: the number, from 1, losses and accuracies
 
 
-def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = None) -> None:
+def train(mode: Mode, validation: Split, unfinished: Path | None = None) -> list[Row]:
     """Train the network of `mode` in place.
 
-    After each epoch, `log` gets its number, from 1, and the mean loss, in nats, and accuracy in
-    training and on `validation`. The state is then kept in the file `unfinished`, from which a
-    call with the same arguments resumes; remove it when the result is safe. Of several processes
-    that torchrun started, only the first one validates, logs and keeps.
+    Returns, and prints after each epoch, its mean loss, in nats, and accuracy in training and on
+    `validation`. The state is then kept in the file `unfinished`, from which a call with the same
+    arguments resumes; remove it when the result is safe. Of several processes that torchrun
+    started, only the first one validates, prints and keeps.
 
     Raises InputError when the settings do not fit, and when the result is of no use: a loss is not
     finite, or a logit is the same for all images.
@@ -37,44 +36,46 @@ def train(mode: Mode, validation: Split, log: Log, unfinished: Path | None = Non
     network, params, epochs = mode.network, mode.params, mode.settings.epochs
     steps = mode.steps * epochs
     optimizers = ScheduledOptimizers(network, mode.peak_rates, params.train, steps)
-    history = resume(network, optimizers, log, unfinished)
+    rows = resume(mode, optimizers, unfinished)
 
-    for epoch in range(len(history), epochs):
+    for epoch in range(len(rows), epochs):
         # For layers that draw, such as dropout; in each epoch, so that resuming changes nothing.
         torch.manual_seed(random_stream(params.seed, LAYERS, epoch, rank()).initial_seed())
         name = f"{mode.name} epoch {epoch + 1}/{epochs}"
         batches = tqdm(mode.batches(epoch), name, mode.steps, leave=False, disable=None)
-        values = train_one_epoch(mode.learner(epoch), batches, optimizers, params)
+        learned = train_one_epoch(mode.learner(epoch), batches, optimizers, params)
         found, problem = validate(mode, validation, epoch) if rank() == 0 else ({}, "")
         if problem := from_first(problem):  # all processes fail, so that none waits for another
             raise InputError(f"{name}: {problem}; lower the learning rates of train.{mode.name}")
-        values |= found
-        if rank() > 0:
-            continue
-        log(epoch + 1, values)
-        history.append((epoch + 1, values))
-        if unfinished:
+        rows.append({"epoch": epoch + 1} | learned | found)
+        if rank() == 0:
+            print_row(mode.name, rows[-1])
+        if rank() == 0 and unfinished:
             state = {"network": network.state_dict(), "optimizers": optimizers.state()}
-            checkpoint.save(unfinished, state | {"history": history})
+            checkpoint.save(unfinished, state | {"rows": rows})
+    return rows
 
 
-def resume(
-    network: Network, optimizers: ScheduledOptimizers, log: Log, unfinished: Path | None
-) -> list[tuple[int, dict[str, float]]]:
-    """Bring `network` and `optimizers` to the state kept in `unfinished`, if there is one.
+def print_row(mode: str, row: Row) -> None:
+    values = " ".join(f"{name} {row[name]:.4f}" for name in row if name != "epoch")
+    print(f"{mode} epoch {row['epoch']}: {values}", flush=True)
 
-    Logs again, and returns, what was logged until then: the number and the values of each epoch.
+
+def resume(mode: Mode, optimizers: ScheduledOptimizers, unfinished: Path | None) -> list[Row]:
+    """Bring the network and its `optimizers` to the state kept in `unfinished`, if there is one.
+
+    Returns, and prints again, the rows of the epochs until then.
     """
     state = from_first(checkpoint.load(unfinished) if unfinished and rank() == 0 else None)
     if not state:
         return []
-    network.load_state_dict(state["network"])
+    mode.network.load_state_dict(state["network"])
     optimizers.load_state(state["optimizers"])
     if rank() == 0:
-        print(f"resuming after epoch {len(state['history'])}, kept in {unfinished}", flush=True)
-        for row in state["history"]:
-            log(*row)
-    return state["history"]
+        print(f"resuming after epoch {len(state['rows'])}, kept in {unfinished}", flush=True)
+        for row in state["rows"]:
+            print_row(mode.name, row)
+    return state["rows"]
 
 
 def train_one_epoch(
