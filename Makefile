@@ -33,7 +33,7 @@ heads: setup  ## both heads, otherwise with the settings of params.yaml; writes 
 images: setup  ## accuracy against the number of training images; 100 minutes; writes docs/images.*
 	python -m tools.sweep images
 
-recipes: setup  ## accuracy against time: fewer epochs, larger images; 95 minutes; writes docs/recipes.*
+recipes: setup  ## accuracy against time: fewer or more epochs, larger images; 1.5 to 3 hours; writes docs/recipes.*
 	python -m tools.sweep recipes
 
 seeds: setup  ## the settings of params.yaml with five seeds; writes docs/seeds.csv
