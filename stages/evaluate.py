@@ -1,67 +1,125 @@
 """Stage `evaluate`: both models on the test set, and what fine-tuning adds."""
 
-import numpy as np
+import math
+from typing import Any
 
-from transfer import metrics
-from transfer.common.dataset import load_classes, load_split
-from transfer.common.files import write_csv, write_json
-from transfer.common.paths import (
-    CALIBRATION,
-    DETAILS,
-    EVALUATION,
-    MOVEMENT,
-    PER_CLASS,
-    PREDICTIONS,
-    PREPARED,
-    model_path,
-)
-from transfer.common.run import run_stage
-from transfer.common.settings import MODES, load_params
-from transfer.inference import predict, set_up_torch
-from transfer.model import freeze, load_network, parameter_count
+import numpy as np
+import torch
+from scipy.stats import binom, binomtest, norm
+from torch import nn
+
+from transfer.data import load_classes, load_split
+from transfer.model import block_names, freeze, load, parameter_count, predict
+from transfer.run import METRICS, model_path, run_stage, set_up_torch, write_csv, write_json
+from transfer.settings import MODES, InputError, load_params
+
+BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 def main() -> None:
-    params = load_params()
+    params, classes = load_params(), load_classes()
     device = set_up_torch(params.train.device, params.train.threads)
-    classes = load_classes(PREPARED)
-    names = np.array(classes, object)
-    images, label_tensor = load_split(PREPARED, "test", classes)
-    labels = label_tensor.numpy()
+    images, labels = load_split("test").images, load_split("test").labels.numpy()
 
-    scores, recalls, correct, bins, backbones = {}, {}, {}, {}, {}
-    predictions = {"image": np.arange(len(labels)), "label": names[labels]}
+    answer, correct, backbones = {}, {}, []
+    details: dict[str, float] = {}
+    predictions = [{"image": i, "label": classes[label]} for i, label in enumerate(labels)]
+    per_class: list[dict[str, Any]] = [{"class": name} for name in classes]
     for mode in MODES:
-        network = load_network(params.model, len(classes), model_path(mode), device)
-        backbones[mode] = network.backbone
+        network = load(model_path(mode), device)
+        if network.classes != classes:
+            raise InputError(f"{model_path(mode)}: has other classes than the data; run dvc repro")
+        backbones.append(network.backbone.body)
         if mode == "frozen":
             freeze(network.backbone)
-        logits = predict(network, images, params.model.image_size)
-        probabilities = logits.double().softmax(1).numpy()
+        probabilities = predict(network, images).double().softmax(1).numpy()
         predicted, confidence = probabilities.argmax(1), probabilities.max(1)
         correct[mode] = predicted == labels
-        scores[mode] = metrics.scores(probabilities, labels) | {
-            "parameters": parameter_count(network),
-            "trainable": parameter_count(network, trainable=True),
+        likelihood = probabilities[range(len(labels)), labels].clip(np.finfo(float).tiny)
+        bins = calibration(confidence, correct[mode])
+        gaps = [row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins]
+        answer[f"{mode}.accuracy"] = float(correct[mode].mean())
+        details |= {
+            f"{mode}.loss": float(-np.log(likelihood).mean()),
+            f"{mode}.ece": sum(gaps) / len(labels),  # Guo et al. 2017, equation 3
+            f"{mode}.temperature": network.temperature.item(),
+            f"{mode}.parameters": parameter_count(network),
+            f"{mode}.trainable": parameter_count(network, trainable=True),
         }
-        # Of each class's images, the share that was predicted as this class.
-        recalls[mode] = [float((predicted == c)[labels == c].mean()) for c in range(len(classes))]
-        bins[mode] = metrics.calibration(confidence, correct[mode])
-        predictions[mode] = names[predicted]
-        predictions[f"{mode}_confidence"] = confidence.round(4)
+        write_csv(METRICS / "calibration" / f"{mode}.csv", bins)
+        for row, label, share in zip(predictions, predicted, confidence, strict=True):
+            row |= {mode: classes[label], f"{mode}_confidence": round(float(share), 4)}
+        for label, row in enumerate(per_class):  # the recall: the share that is predicted as it
+            row[mode] = float(correct[mode][labels == label].mean())
 
-    for mode in MODES:
-        write_csv(CALIBRATION / f"{mode}.csv", bins[mode])
-    moved = metrics.movement(backbones["frozen"], backbones["finetuned"])
-    write_csv(MOVEMENT, moved)
-    answer, details = metrics.summary(scores, correct)
-    write_json(EVALUATION, answer)
-    write_json(DETAILS, details | {"finetuned.moved": moved[-1]["weights"]})
-    per_class = zip(classes, *recalls.values(), strict=True)
-    write_csv(PER_CLASS, [dict(zip(("class", *MODES), row, strict=True)) for row in per_class])
-    rows = zip(*(column.tolist() for column in predictions.values()), strict=True)
-    table = [dict(zip(predictions, row, strict=True)) for row in rows]
-    write_csv(PREDICTIONS, table)
+    moved = movement(*backbones)
+    answer |= compare(correct["frozen"], correct["finetuned"])
+    details |= {"mcnemar_p": answer.pop("mcnemar_p"), "finetuned.moved": moved[-1]["moved"]}
+    write_json(METRICS / "evaluation.json", answer)
+    write_json(METRICS / "details.json", details)
+    write_csv(METRICS / "movement.csv", moved)
+    write_csv(METRICS / "per_class.csv", per_class)
+    write_csv(METRICS / "predictions.csv", predictions)
+    frozen, finetuned, gain, low, high = (f"{100 * value:.2f}" for value in answer.values())
+    print(
+        f"Accuracy on the test set: frozen {frozen} %, finetuned {finetuned} %: fine-tuning adds "
+        f"{gain} percentage points (95 % interval {low} to {high})",
+        flush=True,
+    )
+
+
+def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
+    """Mean confidence, accuracy and count in each non-empty of BINS equally wide bins of
+    `confidence`, float (N,); `correct` is bool (N,).
+    """
+    rows, bins = [], np.minimum((confidence * BINS).astype(int), BINS - 1)
+    for b in np.unique(bins):
+        inside, right = confidence[bins == b], correct[bins == b]
+        rows.append({"confidence": inside.mean(), "accuracy": right.mean(), "count": len(right)})
+    return rows
+
+
+def compare(frozen_correct: np.ndarray, finetuned_correct: np.ndarray) -> dict[str, float]:
+    """How much `finetuned` gains over `frozen` on the same images; both bool (N,).
+
+    The 95 % interval is Bonett and Price's for paired proportions (adjusted Wald), mcnemar_p that
+    of McNemar's mid-P test, two-sided. Fagerland, Lydersen and Laake, "Recommended tests and
+    confidence intervals for paired binomial proportions", 2014, recommend both: Wald's own interval
+    is too narrow for few images, the exact test too cautious.
+    """
+    n = len(frozen_correct)
+    won = int((finetuned_correct & ~frozen_correct).sum())
+    lost = int((frozen_correct & ~finetuned_correct).sum())
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = float(norm.ppf(0.975)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    p = 1.0
+    if different := won + lost:
+        exact, point = binomtest(won, different).pvalue, binom.pmf(won, different, 0.5)
+        p = float(exact - (point / 2 if won == lost else point))
+    return {
+        "gain": (won - lost) / n,
+        "gain_low": max(-1.0, up - down - half),
+        "gain_high": min(1.0, up - down + half),
+        "mcnemar_p": p,
+    }
+
+
+def movement(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
+    """How far training moved the weights of each block of a backbone, and, last, of all of it.
+
+    The Euclidean norm of the difference, divided by the norm before. Biases and the parameters of
+    normalisation layers do not count.
+    """
+    old, new = (dict(backbone.named_parameters()) for backbone in (before, after))
+    rows = []
+    for block in (*block_names(before), "backbone"):
+        prefix = "" if block == "backbone" else f"{block}."
+        keys = [key for key in old if key.startswith(prefix) and old[key].ndim > 1]
+        if keys:
+            x, y = (torch.cat([side[key].detach().cpu().flatten() for key in keys])
+                    for side in (old, new))  # fmt: skip
+            rows.append({"block": block, "moved": float((y - x).norm() / x.norm())})
+    return rows
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from transfer.common.errors import InputError, memory_is_exhausted
+from transfer.settings import InputError
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:
     """The image at `path` as uint8 (size, size, 3): its central square, upright, in RGB, on white.
 
-    Broken metadata do not matter. Raises InputError, which names the file, when it cannot be
-    opened, is damaged or too large, has one channel of more than 8 bits, or is not an image.
+    Raises InputError, which names the file, if it is no image, is damaged or too large, or has one
+    channel of more than 8 bits.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise InputError(f"{path}: is not a regular file")  # to open a pipe would wait for ever
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these, not scale them
@@ -28,17 +26,12 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
             pixels = image.convert("RGBA")
         on_white = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
         square = ImageOps.fit(on_white.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise InputError(
             f"{path}: is empty, damaged or not an image; convert HEIC, SVG or PDF to JPEG or PNG"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: is too large: {error}; scale it down") from None
     except Exception as error:  # decoders raise whatever they meet
-        if memory_is_exhausted(error):
-            raise
-        reason = getattr(error, "strerror", None)  # the system's, when it cannot be read
-        raise InputError(f"{path}: {reason or f'is damaged: {error!r}'}") from None
+        raise InputError(f"{path}: cannot be read as an image: {error}") from None
     return np.asarray(square)

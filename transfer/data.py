@@ -1,0 +1,121 @@
+"""The prepared images: arrays on disk, random parts of them, augmentation, input of a network.
+
+data/prepared/ holds {train,test}_images.npy, {train,test}_labels.npy and classes.json.
+"""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from transfer.run import PREPARED, write_json
+from transfer.settings import InputError
+
+
+class Split(NamedTuple):
+    """Images, uint8 NHWC (N, H, W, 3), and their labels, int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def take(self, index: Tensor) -> "Split":
+        """The images and labels at `index`, int64 (n,), in its order."""
+        return Split(self.images[index], self.labels[index])
+
+
+def save_dataset(splits: dict[str, Split], classes: list[str]) -> None:
+    """Write the "train" and "test" `splits` and the names of the classes to data/prepared/."""
+    PREPARED.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        np.save(PREPARED / f"{name}_images.npy", split.images.numpy())
+        np.save(PREPARED / f"{name}_labels.npy", split.labels.numpy())
+    write_json(PREPARED / "classes.json", classes)
+
+
+def load_split(name: str) -> Split:
+    """The split "train" or "test"; its images are memory-mapped."""
+    images = np.load(PREPARED / f"{name}_images.npy", mmap_mode="c")
+    labels = np.load(PREPARED / f"{name}_labels.npy")
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def load_classes() -> list[str]:
+    """The names of the classes in the order of the labels."""
+    return json.loads((PREPARED / "classes.json").read_text(encoding="utf-8"))
+
+
+def stratified(
+    labels: Tensor, share: float, classes: list[str], seed: int, setting: str
+) -> tuple[Tensor, Tensor]:
+    """Split the indices of `labels`, int64 (N,), at random: what remains, in order, and a drawn
+    `share` of each class, in random order; both int64.
+
+    The share is rounded for each class; at least one image is drawn and at least one remains.
+    Raises InputError, which names `setting`, if a class has fewer than two images.
+    """
+    counts = labels.bincount(minlength=len(classes))
+    if few := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
+        raise InputError(f"{setting} = {share:g}: needs 2 images or more of {', '.join(few)}")
+    quotas = (share * counts.double()).round().clamp(min=1).minimum(counts - 1)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    for label, quota in enumerate(quotas.int().tolist()):
+        drawn[order[labels[order] == label][:quota]] = True
+    return (~drawn).nonzero().flatten(), order[drawn[order]]
+
+
+def balanced(labels: Tensor, index: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of the images at `index`, in order: equally many of each class, as far as possible.
+
+    `index` and the result are int64. With the same `seed`, a larger set includes a smaller one.
+    """
+    classes = int(labels.max()) + 1
+    if not classes <= count <= len(index):
+        raise InputError(
+            f"train.shared.images = {count}: must be at least {classes}, one of each class, and at "
+            f"most {len(index)}, the training images without the validation images"
+        )
+    order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))]
+    place = torch.empty_like(order)  # 0 for the first image of its class, 1 for the second, ...
+    for label in range(classes):
+        same = labels[order] == label
+        place[same] = torch.arange(int(same.sum()))
+    return order[place.argsort(stable=True)[:count]].sort().values
+
+
+def shift_and_flip(
+    images: Tensor, index: Tensor, max_shift: int, generator: torch.Generator
+) -> Tensor:
+    """The images at `index`, each shifted by up to `max_shift` pixels, half of them flipped.
+
+    `images` is uint8 NHWC on any device, as the result; `generator` draws on the CPU, so the draws
+    are the same on every device. What a shift uncovers is filled by mirroring at the border.
+    """
+    height, width = images.shape[1:3]
+
+    def source(size: int) -> Tensor:  # where each row or column comes from: (n, size)
+        shift = torch.randint(-max_shift, max_shift + 1, (len(index), 1), generator=generator)
+        position = (torch.arange(size) + shift).abs()  # mirrored at the first pixel ...
+        return (size - 1) - ((size - 1) - position).abs()  # ... and at the last
+
+    rows, columns = source(height), source(width)
+    flip = torch.rand((len(index), 1), generator=generator) < 0.5
+    columns = torch.where(flip, columns.flip(1), columns)
+    # One gather moves each pixel once; a crop and a flip of each image would be many small copies.
+    gather = (index[:, None, None], rows[:, :, None], columns[:, None, :])
+    return images[tuple(i.to(images.device) for i in gather)]
+
+
+def to_input(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 NHWC -> what a network takes: float32 NCHW, `size` pixels a side, channels last.
+
+    `mean` and `std`, float32 (3,), are those of the channels on a scale of 0 to 1.
+    """
+    # Bilinear, with antialiasing when it shrinks, rounded to uint8 as Pillow does: several times
+    # as fast as in float32.
+    scaled = resize(images.permute(0, 3, 1, 2), [size, size])
+    mean, std = (255 * value.view(1, 3, 1, 1) for value in (mean, std))
+    return torch.addcmul(-mean / std, scaled, 1 / std)  # (scaled - mean) / std in one pass
