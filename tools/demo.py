@@ -1,177 +1,122 @@
-"""Transfer learning told on small generated images, in a temporary copy: nothing is downloaded.
+"""Transfer learning on small generated images, in a temporary clone: nothing is downloaded.
 
 A network is trained from scratch on many images of sloping stripes. Its first blocks are then the
-pretrained weights for another task, with few images of diamonds: frozen, fine-tuned, and compared
-with training from scratch. The figures and tables stay in demo/.
+pretrained weights for another task with few images, of diamonds: trained from scratch, frozen and
+fine-tuned. The figures and tables of the transfer stay in demo/.
 """
 
+import argparse
+import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
+import safetensors.torch
 from PIL import Image
 
-from tools.isolated import environment, git
-from tools.setup import wait_for
-from transfer.common.errors import exit_cleanly, fail
-from transfer.common.files import replacing
-from transfer.common.paths import model_path
-from transfer.common.settings import load_params, merge
-from transfer.model import load_network, save_weights
+from transfer.model import load
+from transfer.run import METRICS, model_path, run_tool
+from transfer.settings import InputError
 
-ROOT = Path(__file__).parents[1]
-# What a project is made of, without its results.
-PARTS = (
-    ".dvc/.gitignore", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitattributes", ".gitignore",
-    "Makefile", "benchmarks", "cifar10.md5", "dvc.yaml", "params.yaml", "stages", "tools",
-    "transfer", "weights",
-)  # fmt: skip
+OUTPUT = Path("demo")
+CLASSES = 10
+SMALL = {
+    "model.weights": "null", "model.image_size": 32, "train.device": "cpu",
+    "train.shared.batch_size": 32, "train.shared.min_steps": 20,
+    "train.shared.validation_share": 0.125, "train.frozen.epochs": 6, "train.frozen.views": 2,
+    "train.finetuned.epochs": 6, "train.finetuned.initial_scale": 1.0,
+    "figures.first_batch_size": 16,
+}  # fmt: skip
 # Random weights must change further than pretrained ones, and need statistics of their own.
 FROM_SCRATCH = {
-    "muon_lr": 0.02,
-    "head_lr": 5e-3,
-    "backbone_lr": 2e-3,
-    "weight_decay": 0.2,
-    "initial_scale": 0.5,
-    "batch_norm_until": 0.5,
-}
-SETTINGS: dict[str, Any] = {
-    "data": {"source": "stripes"},
-    "model": {"weights": None, "image_size": 32},
-    "train": {
-        "device": "cpu",
-        "shared": {"batch_size": 32, "min_steps": 1, "validation_share": 0.125},
-        "frozen": {"epochs": 6, "views": 2},
-        "finetuned": {"epochs": 6, **FROM_SCRATCH},
-    },
-    "figures": {"first_batch_size": 16},
-}
-WEIGHTS = "weights/slopes.safetensors"
-PRETRAINING = {"data": {"source": "slopes"}, "train": {"finetuned": {"start": "new"}}}
-SMALL = {"epochs": 6, "initial_scale": 1.0}  # images of 32 pixels cannot be made smaller
-KEPT = Path("demo")
-# CIFAR-10's names, for stripes at 0, 18, ... 162 degrees.
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    "start": "new", "muon_lr": 0.02, "head_lr": 5e-3, "backbone_lr": 2e-3, "batch_norm_until": 0.5
+}  # fmt: skip
 
 
-def stripes(count: int, seed: int, kind: str = "stripes") -> tuple[np.ndarray, list[int]]:
-    """Striped images, uint8 (count, 32, 32, 3), a class an angle, and their labels, in turn.
+def striped(count: int, seed: int, diamonds: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Striped images, uint8 (count, 32, 32, 3), and their classes, int (count,), which are angles.
 
-    Of the kind "slopes", either side may be the higher one, so that a mirrored image has the same
-    class; of the kind "diamonds", stripes that rise and stripes that fall are laid over each other.
+    Stripes slope to either side, so that a mirrored image has the same class; diamonds are stripes
+    of both sides laid over each other.
     """
     draw = np.random.default_rng(seed)
-    labels = np.arange(count) % len(CLASSES)
-    right = np.pi if kind == "stripes" else np.pi / 2
-    angle = (labels * right / len(CLASSES))[:, None, None]
+    labels = np.arange(count) % CLASSES
+    angle = (labels * np.pi / 2 / CLASSES)[:, None, None]
     y, x = np.mgrid[:32, :32]
     phase = draw.uniform(0, 2 * np.pi, (count, 1, 1))
     colour = draw.uniform(40, 90, (count, 1, 1, 3))
     noise = draw.normal(0, 40, (count, 32, 32, 3))
-    side = draw.choice([-1, 1], (count, 1, 1)) if kind == "slopes" else 1
+    side = draw.choice([-1, 1], (count, 1, 1))
     waves = np.sin((x * np.cos(angle) + side * y * np.sin(angle)) * 0.8 + phase)
-    if kind == "diamonds":
-        waves = (waves + np.sin((x * np.cos(angle) - y * np.sin(angle)) * 0.8 + phase[::-1])) / 2
+    if diamonds:
+        other = np.sin((x * np.cos(angle) - side * y * np.sin(angle)) * 0.8 + phase[::-1])
+        waves = (waves + other) / 2
     pixels = np.clip(128 + colour * waves[..., None] + noise, 0, 255)
-    return pixels.astype(np.uint8), labels.tolist()
+    return pixels.astype(np.uint8), labels
 
 
-def write_stripes(folder: Path, train: int, test: int, kind: str = "stripes") -> None:
+def write_images(folder: Path, train: int, test: int, diamonds: bool = False) -> None:
     """Write generated images as `folder`/{train,test}/CLASS/NUMBER.png."""
-    names = CLASSES if kind == "stripes" else [f"{9 * i} degrees" for i in range(len(CLASSES))]
-    for seed, (split, count) in enumerate((("train", train), ("test", test))):
-        for name in names:
-            (folder / split / name).mkdir(parents=True)
-        for number, (pixels, label) in enumerate(zip(*stripes(count, seed, kind), strict=True)):
-            Image.fromarray(pixels).save(folder / split / names[label] / f"{number:05}.png")
+    for seed, (split, count) in enumerate({"train": train, "test": test}.items()):
+        for i, (pixels, label) in enumerate(zip(*striped(count, seed, diamonds), strict=True)):
+            path = folder / split / f"angle {label}" / f"{i:05}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
 
 
-def set_params(folder: Path, changes: dict[str, Any]) -> None:
-    """Make `changes` in the params.yaml of `folder`."""
-    path = folder / "params.yaml"
-    document = merge(load_params(str(path)).model_dump(), changes)
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+def environment() -> dict[str, str]:
+    """For a repository of its own: nothing of the one around it, and somebody who commits."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    who = [f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")]
+    return kept | dict.fromkeys(who, "demo") | {"PATH": path}
 
 
-def make_project(
-    folder: Path, train: int = 400, test: int = 200, settings: dict[str, Any] = SETTINGS
-) -> None:
-    """Copy the project without its results into `folder`, a Git repository of its own.
-
-    `settings` are merged into its params.yaml; its data, in stripes/, is a generated set of
-    `train` + `test` images.
-    """
-    for name in PARTS:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        else:
-            shutil.copy(source, target)
-    set_params(folder, settings)
-    write_stripes(folder / "stripes", train, test)
-    git(folder, "init", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "generated")
+def train(clone: Path, title: str, target: str, settings: dict[str, Any]) -> dict[str, float]:
+    """Run the stages up to `target` in `clone`; the metrics."""
+    print(f"DEMO {title}", flush=True)
+    options = [f"-S{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "dvc", "exp", "run", *options, target]
+    if subprocess.run(command, cwd=clone, env=environment()).returncode:
+        raise InputError("dvc exp run failed in the demo; its message stands above")
+    return json.loads((clone / METRICS / "evaluation.json").read_text(encoding="utf-8"))
 
 
-def run(folder: Path, *command: str) -> None:
-    """Run Python with `command` in the project in `folder`."""
-    print(f"DEMO: {' '.join(command).removeprefix('-m ')}", flush=True)
-    if wait_for([sys.executable, *command], cwd=folder, env=environment()):
-        fail(f"{' '.join(command)} failed in the demo; its own message stands above")
+def demo(clone: Path) -> None:
+    command = ["git", "clone", "--quiet", str(Path.cwd()), str(clone)]
+    subprocess.run(command, env=environment(), check=True)
+    write_images(clone / "slopes", 3000, 20)
+    write_images(clone / "diamonds", 200, 1000, diamonds=True)
+    scratch = {f"train.finetuned.{key}": value for key, value in FROM_SCRATCH.items()}
+    slopes = SMALL | scratch | {"data.source": "slopes"}
+    train(clone, "1 of 3: pretrain on 3,000 images of stripes", "train@finetuned", slopes)
+    backbone = load(clone / model_path("finetuned")).backbone.body
+    safetensors.torch.save_model(backbone, str(clone / "weights/slopes.safetensors"))
 
-
-def tell(folder: Path) -> None:
-    """Make a project in `folder`, pretrain, transfer, compare."""
-    print("DEMO 1 of 3: pretrain on 3,000 images of sloping stripes", flush=True)
-    make_project(folder, 20, 20, merge(SETTINGS, PRETRAINING))
-    write_stripes(folder / "slopes", 3000, 20, "slopes")
-    run(folder, "-m", "dvc", "repro", "train@finetuned")
-    model = load_params(str(folder / "params.yaml")).model
-    trained = folder / model_path("finetuned")
-    network = load_network(model, len(CLASSES), trained, torch.device("cpu"))
-    save_weights(folder / WEIGHTS, network.backbone)
-
+    few = SMALL | scratch | {"data.source": "diamonds"}
+    before = train(clone, "2 of 3: 200 images of diamonds, from scratch", "evaluate", few)
+    subprocess.run(["git", "restore", "params.yaml"], cwd=clone, env=environment(), check=True)
+    few = SMALL | {"data.source": "diamonds", "model.weights": "weights/slopes.safetensors"}
+    after = train(clone, "3 of 3: the same images, pretrained on stripes", "render", few)
+    for name in ("figures", "metrics"):
+        shutil.copytree(clone / name, OUTPUT / name, dirs_exist_ok=True)
     print(
-        "DEMO 2 of 3: transfer to 200 images of diamonds, with and without fine-tuning", flush=True
+        f"On 1,000 test images: {before['finetuned.accuracy']:.1%} from scratch; pretrained, "
+        f"{after['frozen.accuracy']:.1%} frozen and {after['finetuned.accuracy']:.1%} fine-tuned. "
+        f"The figures and tables are in {OUTPUT}/."
     )
-    write_stripes(folder / "diamonds", 200, 1000, "diamonds")
-    defaults = load_params(str(ROOT / "params.yaml")).train.finetuned.model_dump()
-    finetuned = defaults | SMALL | {"start": "frozen"}
-    train = {"shared": {"min_steps": 20}, "finetuned": finetuned}
-    changes = {"data": {"source": "diamonds"}, "model": {"weights": WEIGHTS}, "train": train}
-    set_params(folder, changes)
-    run(folder, "-m", "dvc", "repro")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "transfer")
-
-    print("DEMO 3 of 3: the same from scratch, as an experiment", flush=True)
-    settings = ["model.weights=null", "train.finetuned.start=new"]
-    settings += [f"train.finetuned.{key}={value}" for key, value in FROM_SCRATCH.items()]
-    options = [f"-S{setting}" for setting in settings]
-    run(folder, "-m", "dvc", "exp", "run", "--temp", "--name", "scratch", *options, "evaluate")
-    run(folder, "-m", "tools.compare")
 
 
 def main() -> None:
+    argparse.ArgumentParser("python -m tools.demo", description=__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="demo-", ignore_cleanup_errors=True) as folder:
-        tell(Path(folder))
-        with replacing(KEPT) as partial:
-            partial.mkdir()
-            for name in ("figures", "metrics"):
-                shutil.copytree(Path(folder, name), partial / name)
-    print(
-        "The commit is the transfer; in the experiment scratch, finetuned is from scratch.\n"
-        f"The figures and tables of the transfer are in {KEPT}/."
-    )
+        demo(Path(folder, "clone"))
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    run_tool(main)
