@@ -1,10 +1,12 @@
 # `make` lists the targets that have a comment after ##. All except lock and lock-check make .venv when it is needed.
 PYTHON ?= python3
 LOCKED := --quiet --universal --python-version 3.11.4 --generate-hashes --no-header --no-annotate
+SWEEPS := seeds heads rates images blocks recipes
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make NAME        run a sweep, write docs/NAME.*: $(SWEEPS)"
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m tools.setup
@@ -12,47 +14,33 @@ help:
 setup: .venv/installed  ## create .venv from requirements.txt, if it is missing or out of date
 
 repro: setup  ## check the settings, then run the stages that are not up to date
-	python -m transfer.common.settings
+	python -m transfer.settings
 	dvc repro
 
 demo: setup  ## transfer learning on small generated images: 2 minutes, no download; figures in demo/
 	python -m tools.demo
 
-compare: setup  ## print accuracies, gain and changed settings of the last commit and its experiments
-	python -m tools.compare
+compare: setup  ## list the last commit and its experiments: accuracies, gain and the settings that differ
+	dvc exp show --only-changed --no-pager --sort-by finetuned.accuracy --sort-order desc \
+		--drop 'Created|State|Executor|models|data|stages|transfer|weights|cifar10|gain_.*'
 
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show
 
-blocks: setup  ## accuracy against the number of blocks kept, 5,000 training images; 40 minutes; writes docs/blocks.*
-	python -m tools.sweep blocks
-
-heads: setup  ## both heads, otherwise with the settings of params.yaml; writes docs/heads.csv
-	python -m tools.sweep heads
-
-images: setup  ## accuracy against the number of training images; 100 minutes; writes docs/images.*
-	python -m tools.sweep images
-
-recipes: setup  ## accuracy against time: fewer or more epochs, larger images; 1.5 to 3 hours; writes docs/recipes.*
-	python -m tools.sweep recipes
-
-seeds: setup  ## the settings of params.yaml with five seeds; writes docs/seeds.csv
-	python -m tools.sweep seeds
-
-rates: setup  ## accuracy against the learning rate of the backbone; an hour; writes docs/rates.*
-	python -m tools.sweep rates
-
 verify: setup  ## run everything from scratch in a clone of the last commit and compare the results
 	python -m tools.verify
 
-bench: setup  ## measure what docs/benchmark.md reports; 90 minutes; needs make repro first
+$(SWEEPS): setup
+	python -m tools.sweep $@
+
+bench: setup  ## measure what docs/benchmark.md reports: an hour; needs make repro first
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 
 test: setup  ## run the tests
 	python -m pytest
 
-test-faults: setup  ## test that nothing is lost when runs are killed, files damaged or resources short
+test-faults: setup  ## test kills, a full disk, damaged images and downloads that fail
 	python -m pytest -m faults
 
 lint: setup  ## check style, format, types and the GitHub workflow
@@ -77,4 +65,4 @@ lock-check:  ## check that every locked package has a wheel for each system (nee
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots blocks heads images recipes seeds rates verify bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots verify $(SWEEPS) bench test test-faults lint lock lock-check
