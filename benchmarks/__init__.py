@@ -1,1 +1,1 @@
-import transfer as transfer  # before torch
+import transfer  # noqa: F401  it sets OpenMP's variables, which must precede torch
