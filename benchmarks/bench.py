@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from stages.download import read_cifar10
 from stages.train import train
 from transfer import figures
 from transfer.data import load_split, stratified
@@ -48,7 +47,7 @@ def pipeline(network: Network, params: Params, changes: dict[str, dict[str, int]
     share = params.train.shared.validation_share
     rest, drawn = stratified(data.labels, share, network.classes, params.seed, "validation_share")
     for mode in MODES:  # the first leaves the backbone frozen
-        train(mode, network.requires_grad_(True), data.take(rest), data.take(drawn), params)
+        train(mode, network, data, rest, drawn, params)
 
 
 def make_loader(params: Params, kit: Any, first: list, convert: list) -> DataLoader:
@@ -126,7 +125,7 @@ def measure(name: str, epochs: int, changes: dict[str, dict[str, int]]) -> dict[
     network = load(model_path("new"))
     functions[name](network, params, changes if name == "pipeline" else epochs)
     minutes = (time.perf_counter() - start) / 60
-    images, labels = load_split("test")
+    images, labels, _ = load_split("test")
     correct = predict(network, images).argmax(1) == labels
     return {"minutes": minutes, "accuracy": correct.double().mean().item()}
 
@@ -165,7 +164,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     if not Path("data/prepared").exists():
         raise InputError("data/prepared: is missing; run make repro first")
-    read_cifar10()  # for the peers: a download does not count
+    make_loader(load_params(), transforms, [], [])  # a download does not count
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in COLOURS}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as new_process:
         for amount, name in product(AMOUNTS, COLOURS):

@@ -1,16 +1,20 @@
 """Stage `download`: CIFAR-10 or your own images, checked, as uint8 arrays in data/prepared/."""
 
+import hashlib
+import shutil
 import unicodedata
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.datasets import CIFAR10
-from tqdm import tqdm
 
-from transfer.data import Split, save_dataset, stratified
-from transfer.images import read_image
-from transfer.run import OFFLINE, assets_dir, run_stage
+from transfer.data import interleaved, stratified
+from transfer.images import read_images
+from transfer.run import OFFLINE, PREPARED, assets_dir, run_stage, write_json
 from transfer.settings import InputError, Params, load_params
 
 # The names of folders of splits, in any case. Of several the first is taken.
@@ -24,65 +28,141 @@ MAX_NAMED = 10  # names in one message
 
 def main() -> None:
     params = load_params()
-    source, wanted = Path(params.data.source), params.data.classes
-    if source.name == "cifar10.md5":
-        splits, classes = read_cifar10()
+    shutil.rmtree(PREPARED, ignore_errors=True)  # as DVC does
+    PREPARED.mkdir(parents=True)
+    if Path(params.data.source).name == "cifar10.md5":
+        prepare_cifar10(params)
     else:
-        splits, classes = read_folder(source, params)
-    if wanted:
-        wanted = [unicodedata.normalize("NFC", name) for name in wanted]
-        splits = {name: select_classes(split, classes, wanted) for name, split in splits.items()}
-    save_dataset(splits, wanted or classes)
+        prepare_folder(Path(params.data.source), params)
 
 
-def read_cifar10() -> tuple[dict[str, Split], list[str]]:
-    """CIFAR-10, from ASSETS_DIR, torch's cache or a download, and the names of its classes.
+def prepare_cifar10(params: Params) -> None:
+    """CIFAR-10, from ASSETS_DIR, torch's cache or a download. torchvision checks every file's MD5.
 
-    torchvision checks the MD5 sum of every file. Raises InputError if they cannot be had.
+    Raises InputError if it cannot be had.
     """
     assets = assets_dir()
     root = assets or Path(torch.hub.get_dir(), "datasets")
-    splits, classes = {}, []
     for name in ("train", "test"):
         try:
             found = CIFAR10(root, train=name == "train", download=not assets)
         except (RuntimeError, OSError) as error:
             raise InputError(f"{root / CIFAR10.base_folder}: {error}; {OFFLINE}") from None
-        splits[name] = Split(torch.from_numpy(found.data), torch.tensor(found.targets))
-        classes = found.classes
-    return splits, classes
+        classes = wanted_classes(params, found.classes)
+        numbers = [classes.index(c) if c in classes else -1 for c in found.classes]
+        labels = np.array(numbers)[found.targets]
+        images = found.data[labels >= 0]
+        write_images(name, images, images.shape)
+        np.save(PREPARED / f"{name}_labels.npy", labels[labels >= 0])
+    write_json(PREPARED / "classes.json", classes)
+    write_json(PREPARED / "test_names.json", list(range(len(images))))
 
 
-def read_folder(folder: Path, params: Params) -> tuple[dict[str, Split], list[str]]:
+def prepare_folder(folder: Path, params: Params) -> None:
     """Images in `folder`/train/CLASS/ and `folder`/test/CLASS/ (SPLITS has the names), or in
-    `folder`/CLASS/; and the names of the classes, in composed Unicode (NFC), sorted.
+    `folder`/CLASS/. The names of classes become composed Unicode (NFC).
 
-    Without a test split, a random `data.test_share` of each class becomes it. Raises InputError,
-    which names up to ten bad files, or says what the layout lacks.
+    Without a test split, `data.test_share` of each class becomes it: which images depends on their
+    files alone. Raises InputError, which names up to ten bad files, or says what the layout lacks.
     """
     roots = find_splits(folder)
     found = {name: find_images(root) for name, root in roots.items()}
-    classes = sorted(found["train"])
-    if only := sorted(set(classes) ^ set(found.get("test", classes))):
+    classes = wanted_classes(params, sorted(found["train"]))
+    if only := sorted(set(found["train"]) ^ set(found.get("test", found["train"]))):
         raise layout_error(folder, f"only one of its splits has {abbreviate(only)}")
     if len(classes) < 2:
         raise layout_error(folder, "has images of fewer than two classes")
 
+    paths = {name: [path for c in classes for path in files[c]] for name, files in found.items()}
+    labels = {
+        name: torch.tensor([label for label, c in enumerate(classes) for _ in files[c]])
+        for name, files in found.items()
+    }
+    keys = {name: file_keys(files) for name, files in paths.items()}
+    if "test" not in paths:
+        share = params.data.test_share
+        parts = stratified(
+            labels["train"], share, classes, params.seed, "data.test_share", keys["train"]
+        )
+        everything = paths["train"], labels["train"], keys["train"]
+        for name, index in zip(SPLITS, parts, strict=True):
+            paths[name] = [everything[0][i] for i in index]
+            labels[name], keys[name] = everything[1][index], everything[2][index]
+        print(f"{folder}: has no test split; data.test_share = {share:g} of it becomes one")
+    # The first test batch then shows all classes.
+    order = interleaved(labels["test"], torch.arange(len(labels["test"])), params.seed)
+    paths["test"] = [paths["test"][i] for i in order]
+    labels["test"], keys["test"] = labels["test"][order], keys["test"][order]
+    report(folder, classes, labels, keys)
+
     bad: list[str] = []
     size = params.model.image_size
-    splits = {name: read_images(files, classes, size, bad) for name, files in found.items()}
+    for name, files in paths.items():
+        write_images(name, good_images(files, size, bad), (len(files), size, size, 3))
+        np.save(PREPARED / f"{name}_labels.npy", labels[name].numpy())
     if bad:
         raise InputError(abbreviate(bad, "; "))
-    if "test" not in splits:
-        whole, share = splits["train"], params.data.test_share
-        rest, drawn = stratified(whole.labels, share, classes, params.seed, "data.test_share")
-        splits = {"train": whole.take(rest), "test": whole.take(drawn.sort().values)}
-        print(f"{folder}: has no test split; data.test_share = {share:g} of it becomes one")
-    for name, split in splits.items():
-        counts = split.labels.bincount(minlength=len(classes)).tolist()
+    np.save(PREPARED / "train_keys.npy", keys["train"].numpy())
+    write_json(PREPARED / "classes.json", classes)
+    names = [path.relative_to(folder).as_posix() for path in paths["test"]]
+    write_json(PREPARED / "test_names.json", names)
+
+
+def wanted_classes(params: Params, found: list[str]) -> list[str]:
+    """The names in `data.classes`, or all that are `found`."""
+    wanted = [unicodedata.normalize("NFC", name) for name in params.data.classes or found]
+    if unknown := [name for name in wanted if name not in found]:
+        raise InputError(f"data.classes: no class {unknown[0]}; there are {', '.join(found)}")
+    return wanted
+
+
+def file_keys(paths: list[Path]) -> Tensor:
+    """A hash of the content of each file, int64 (n,): the start of its sha256."""
+
+    def key(path: Path) -> int:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        return int.from_bytes(digest[:8], "little", signed=True)
+
+    with ThreadPoolExecutor() as pool:
+        return torch.tensor(list(pool.map(key, paths)))
+
+
+def report(
+    folder: Path, classes: list[str], labels: dict[str, Tensor], keys: dict[str, Tensor]
+) -> None:
+    """Say how many images of which class each split has, and how many are copies of others."""
+    for name in SPLITS:
+        counts = labels[name].bincount(minlength=len(classes)).tolist()
         each = [f"{count} {label}" for label, count in zip(classes, counts, strict=True)]
-        print(f"{name}: {roots.get(name, folder)}: {sum(counts)} images: {abbreviate(each)}")
-    return splits, classes
+        print(f"{folder}: {name}: {sum(counts)} images: {abbreviate(each)}", flush=True)
+    both = int(torch.isin(keys["test"], keys["train"]).sum())
+    pairs = torch.stack([torch.cat([*side.values()]) for side in (keys, labels)], dim=1)
+    several = len(pairs.unique(dim=0)) - len(pairs[:, 0].unique())
+    if both or several:
+        print(f"{folder}: copies: {both} test images are also training images", end="; ")
+        print(f"{several} images are in two classes", flush=True)
+
+
+def good_images(files: list[Path], size: int, bad: list[str]) -> Iterator[np.ndarray]:
+    """The images in `files`; what is wrong with the others is added to `bad`."""
+    for image in read_images(files, size):
+        if isinstance(image, InputError):
+            bad.append(str(image))
+        else:
+            yield image
+
+
+def write_images(name: str, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
+    """Write `rows` one after another as the array of images of the split `name`.
+
+    Not through a memory map: a full disk would kill the process instead of raising OSError.
+    """
+    with (PREPARED / f"{name}_images.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for row in rows:
+            file.write(np.ascontiguousarray(row).data)
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
@@ -109,7 +189,7 @@ def find_images(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     ignored = []
     for top in visible(root):
-        inside = [top, *sorted(top.rglob("*"))]
+        inside = [root, top, *sorted(top.rglob("*"))]
         if links := [path for path in inside if path.is_symlink() and path.is_dir()]:
             raise InputError(f"{links[0]}: is a link to a folder; replace it by the folder itself")
         files = [path for path in inside if path.is_file() and not hidden(path.relative_to(root))]
@@ -128,30 +208,6 @@ def hidden(path: Path) -> bool:
 
 def visible(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if not hidden(Path(path.name))]
-
-
-def read_images(
-    files: dict[str, list[Path]], classes: list[str], size: int, bad: list[str]
-) -> Split:
-    """The `files` of each class, `size` pixels a side; what is wrong with a file goes to `bad`."""
-    paths = [(path, label) for label, name in enumerate(classes) for path in files[name]]
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-    for i, (path, _) in enumerate(tqdm(paths, "read images", leave=False, disable=None)):
-        try:
-            images[i] = read_image(path, size)
-        except InputError as error:
-            bad.append(str(error))
-    return Split(torch.from_numpy(images), torch.tensor([label for _, label in paths]))
-
-
-def select_classes(split: Split, classes: list[str], wanted: list[str]) -> Split:
-    """Only the images of the `wanted` classes, which become classes 0, 1, ..."""
-    if unknown := [name for name in wanted if name not in classes]:
-        raise InputError(f"data.classes: no class {unknown[0]}; there are {', '.join(classes)}")
-    number = torch.full((len(classes),), -1)
-    number[[classes.index(name) for name in wanted]] = torch.arange(len(wanted))
-    labels = number[split.labels]
-    return Split(split.images[labels >= 0], labels[labels >= 0])
 
 
 def abbreviate(names: list[str], separator: str = ", ") -> str:

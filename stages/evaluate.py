@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import binom, binomtest, norm
+from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
-from transfer.data import load_classes, load_split
+from transfer.data import load_json, load_split
 from transfer.model import block_names, freeze, load, parameter_count, predict
 from transfer.run import METRICS, model_path, run_stage, set_up_torch, write_csv, write_json
 from transfer.settings import MODES, InputError, load_params
@@ -17,14 +18,16 @@ BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 def main() -> None:
-    params, classes = load_params(), load_classes()
+    params, classes = load_params(), load_json("classes")
     device = set_up_torch(params.train.device, params.train.threads)
     images, labels = load_split("test").images, load_split("test").labels.numpy()
 
     answer, correct, backbones = {}, {}, []
     details: dict[str, float] = {}
-    predictions = [{"image": i, "label": classes[label]} for i, label in enumerate(labels)]
-    per_class: list[dict[str, Any]] = [{"class": name} for name in classes]
+    names = zip(load_json("test_names"), labels, strict=True)
+    predictions = [{"image": name, "label": classes[label]} for name, label in names]
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    per_class = [{"class": c, "images": n} for c, n in zip(classes, counts, strict=True)]
     for mode in MODES:
         network = load(model_path(mode), device)
         if network.classes != classes:
@@ -38,8 +41,19 @@ def main() -> None:
         likelihood = probabilities[range(len(labels)), labels].clip(np.finfo(float).tiny)
         bins = calibration(confidence, correct[mode])
         gaps = [row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins]
+        scores = dict(
+            zip(
+                ("precision", "recall", "f1"),
+                precision_recall_fscore_support(
+                    labels, predicted, labels=range(len(classes)), zero_division=0
+                ),
+                strict=False,
+            )
+        )
         answer[f"{mode}.accuracy"] = float(correct[mode].mean())
         details |= {
+            f"{mode}.balanced_accuracy": float(scores["recall"].mean()),
+            f"{mode}.macro_f1": float(scores["f1"].mean()),
             f"{mode}.loss": float(-np.log(likelihood).mean()),
             f"{mode}.ece": sum(gaps) / len(labels),  # Guo et al. 2017, equation 3
             f"{mode}.temperature": network.temperature.item(),
@@ -49,8 +63,8 @@ def main() -> None:
         write_csv(METRICS / "calibration" / f"{mode}.csv", bins)
         for row, label, share in zip(predictions, predicted, confidence, strict=True):
             row |= {mode: classes[label], f"{mode}_confidence": round(float(share), 4)}
-        for label, row in enumerate(per_class):  # the recall: the share that is predicted as it
-            row[mode] = float(correct[mode][labels == label].mean())
+        for label, scored in enumerate(per_class):
+            scored |= {f"{mode}_{name}": float(values[label]) for name, values in scores.items()}
 
     moved = movement(*backbones)
     answer |= compare(correct["frozen"], correct["finetuned"])
@@ -66,6 +80,11 @@ def main() -> None:
         f"{gain} percentage points (95 % interval {low} to {high})",
         flush=True,
     )
+    if max(counts) > 1.1 * min(counts):  # the classes are not balanced
+        largest = 100 * max(counts) / len(labels)
+        balanced = [f"{mode} {100 * details[f'{mode}.balanced_accuracy']:.2f} %" for mode in MODES]
+        print(f"Balanced accuracy: {', '.join(balanced)}. Always predicting the largest class "
+              f"would reach an accuracy of {largest:.2f} %.", flush=True)  # fmt: skip
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:

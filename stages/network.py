@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from transfer.data import load_classes
+from transfer.data import load_json
 from transfer.model import (
     IMAGENET,
     Channels,
@@ -40,7 +40,7 @@ def main() -> None:
     torch.manual_seed(params.seed)
     original = classifier(settings.name)
     state, normalisation = read_weights(settings, original) if settings.weights else ({}, IMAGENET)
-    network = Network(settings, load_classes(), normalisation)
+    network = Network(settings, load_json("classes"), normalisation)
     if settings.weights:
         fill(network.backbone.body, state, f"model.weights = {settings.weights}")
     save(network, model_path("new"))
@@ -71,10 +71,10 @@ def read_weights(
         whole = assets / Path(urlparse(weights.url).path).name
         features = assets / f"{settings.name}-{settings.weights}-features.pth"
         if not whole.is_file() and features.is_file():
-            state, digest = torch.load(features, weights_only=True), hashlib.sha256()
+            state, digest = load_state(features), hashlib.sha256()
             for key in sorted(state):
                 digest.update(key.encode())
-                digest.update(state[key].flatten().view(torch.uint8).numpy())
+                digest.update(state[key].flatten().view(torch.uint8).numpy().tobytes())
             if digest.hexdigest() != FEATURES_DIGEST:
                 raise InputError(f"{features}: is not the features of torchvision's weights")
             return state, channels
@@ -90,21 +90,27 @@ def read_weights(
 
 
 def read_own_weights(path: Path, official: list[str]) -> dict[str, Tensor]:
-    """A state dict: .safetensors, or torch's format, also under "state_dict" or "model", also with
-    one common prefix of a wrapper. No code is unpickled.
-    """
+    """The state dict in a file in weights/, without a common prefix of a wrapper around it."""
     if path.parent != Path("weights") or not path.is_file():
         raise InputError(
             f"model.weights = {path}: must be a file in weights/, which DVC watches, or one of "
             f"{', '.join(official)}"
         )
+    state = load_state(path)
+    prefix = min((PREFIX.match(key)[0] for key in state), key=len)  # type: ignore[index]
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of .safetensors or of torch's format, also if it is under
+    "state_dict" or "model" there. No code is unpickled.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = next((state[key] for key in ("state_dict", "model") if key in state), state)
-        prefix = min((PREFIX.match(key)[0] for key in state), key=len)  # type: ignore[index]
-        return {key.removeprefix(prefix): value.detach() for key, value in state.items()}
+        return {str(key): value.detach() for key, value in state.items()}
     except Exception:  # torch.load has no common base for what it raises
         raise InputError(
             f"{path}: is damaged or no state dict, names and tensors; save model.state_dict()"

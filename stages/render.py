@@ -3,16 +3,14 @@
 import numpy as np
 
 from transfer import figures
-from transfer.data import load_classes, load_split
+from transfer.data import load_json, load_split
 from transfer.run import FIGURES, METRICS, read_csv, run_stage
 from transfer.settings import MODES, load_params
-
-CHANGED = 24  # images of each kind in figures/changed.png
 
 
 def main() -> None:
     count = load_params().figures.first_batch_size
-    classes, images = load_classes(), load_split("test").images
+    classes, images = load_json("classes"), load_split("test").images
     table = read_csv(METRICS / "predictions.csv")
     true = np.array([row["label"] for row in table], object)
     predicted = {mode: np.array([row[mode] for row in table], object) for mode in MODES}
@@ -20,17 +18,25 @@ def main() -> None:
         mode: np.array([float(row[f"{mode}_confidence"]) for row in table]) for mode in MODES
     }
 
-    # Images that only one model classifies correctly, the most confident first.
-    changed = {}
+    # Images that only one model classifies correctly, and mistakes; the most confident first.
+    right = {mode: predicted[mode] == true for mode in MODES}
+
+    def surest(mode: str, which: np.ndarray, count: int) -> np.ndarray:
+        index = np.flatnonzero(which)
+        return index[np.argsort(-confidence[mode][index], kind="stable")[:count]]
+
+    changed, mistakes = {}, {}
     for mode, other in (("finetuned", "frozen"), ("frozen", "finetuned")):
-        index = np.flatnonzero((predicted[mode] == true) & (predicted[other] != true))
-        order = np.argsort(-confidence[mode][index], kind="stable")
-        heading = f"Only {mode} is correct: {len(index):,} of {len(true):,} test images"
-        changed[f"{heading}, the most confident first"] = index[order[:CHANGED]]
+        only = right[mode] & ~right[other]
+        heading = f"Only {mode} is correct: {only.sum():,} of {len(true):,} test images"
+        changed[f"{heading}, the most confident first"] = surest(mode, only, 24)
+        heading = f"Mistakes of {mode}: {(~right[mode]).sum():,}, the most confident first"
+        mistakes[heading] = surest(mode, ~right[mode], 16)
     sections = {
         "first_batch": {"The first test batch": np.arange(len(true))[:count]},
         "first_rows": {"The first test images": np.arange(len(true))[: min(count, 16)]},
         "changed": changed,
+        "mistakes": mistakes,
     }
     best = {mode: list(zip(predicted[mode], confidence[mode], strict=True)) for mode in MODES}
 

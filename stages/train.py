@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from transfer.run import (
 )
 from transfer.settings import FinetunedSettings, InputError, Params, load_params
 
-CACHE_BYTES = 2 * 2**30  # of feature maps; the whole process then needs about 3 GB
+CACHE_BYTES = 2 * 2**30  # of feature maps on disk
 Extract = Callable[[Tensor, torch.Generator], Tensor]
 EPOCHS, VIEWS, LAYERS = range(3)  # what the streams of random numbers are for
 
@@ -51,23 +52,24 @@ def main(mode: str) -> None:
     start = model_path(params.train.finetuned.start if mode == "finetuned" else "new")
     network = load(start, device)
     data = load_split("train")
-    training, held_out = stratified(
-        data.labels, shared.validation_share, network.classes, seed, "train.shared.validation_share"
-    )
+    training, validation = stratified(
+        data.labels, shared.validation_share, network.classes, seed,
+        "train.shared.validation_share", data.keys,
+    )  # fmt: skip
     if shared.images:
         training = balanced(data.labels, training, shared.images, seed)
-    validation = data.take(held_out)
 
     # Fine-tuning starts where feature extraction ended: the first gradients of a new head are noise
     # and would distort the backbone (Kumar et al., "Fine-Tuning can Distort Pretrained Features and
     # Underperform Out-of-Distribution", 2022).
     network.temperature.fill_(1)  # training needs undivided logits
     checkpoint = checkpoint_path(mode, start, device, world_size)
-    rows = train(mode, network, data.take(training), validation, params, checkpoint)
+    rows = train(mode, network, data, training, validation, params, checkpoint)
 
     if rank == 0:
-        logits = predict(network, validation.images)
-        network.temperature.fill_(fit_temperature(logits, validation.labels))
+        logits = predict(network, data.images, validation)
+        network.temperature.fill_(fit_temperature(logits, data.labels[validation]))
+        network.pixels = data.images.shape[1]
         write_csv(METRICS / "curves" / f"{mode}.csv", rows)
         save(network, model_path(mode))
         checkpoint.unlink(missing_ok=True)
@@ -76,16 +78,18 @@ def main(mode: str) -> None:
 
 
 def train(
-    mode: str, network: Network, data: Split, validation: Split, params: Params,
+    mode: str, network: Network, data: Split, training: Tensor, validation: Tensor, params: Params,
     checkpoint: Path | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train `network` in place. Returns, and prints, a row for each epoch: its number, from 1, mean
-    loss in nats and accuracy in training and on `validation`.
+    """Train `network` in place on the images of `data` at `training`, int64 (n,). Returns, and
+    prints, a row for each epoch: its number, from 1, mean loss in nats and accuracy in training and
+    on the images at `validation`.
 
     The state is kept in the file `checkpoint` after each epoch, and a call with the same arguments
     resumes from it. The caller deletes it when the model is saved. Raises InputError if the
     settings do not fit the images, or if the loss is not finite.
     """
+    network.requires_grad_(True)
     frozen, shared = mode == "frozen", params.train.shared
     settings = params.train.frozen if frozen else params.train.finetuned
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -99,8 +103,9 @@ def train(
 
     # Each process trains on its shard of the images and on its share of each batch. An epoch leaves
     # out the last incomplete batch; few images are repeated until there are min_steps batches.
-    count = len(data.labels) // world_size
-    images, labels = (tensor[rank::world_size][:count].to(device) for tensor in data)
+    count = len(training) // world_size
+    shard = training[rank::world_size][:count]
+    images, labels = place(data.images, device), data.labels[shard].to(device)
     batch_size = min(shared.batch_size // world_size, count)
     if batch_size < 2 or shared.batch_size % world_size:  # BatchNorm needs two images
         raise InputError(
@@ -110,8 +115,8 @@ def train(
     steps = max(count // batch_size, shared.min_steps)
 
     def augment(index: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        moved = shift_and_flip(images, index, shared.max_shift, generator)
-        return to_input(moved, size, network.mean, network.std)
+        moved = shift_and_flip(images, shard[index], shared.max_shift, shared.flip, generator)
+        return to_input(moved.to(device), size, network.mean, network.std)
 
     def ddp(module: nn.Module) -> nn.Module:  # averages the gradients of all processes
         return DistributedDataParallel(module) if world_size > 1 else module
@@ -119,7 +124,8 @@ def train(
     # BatchNorm with fixed statistics can be folded into the convolutions before it: a step is
     # faster, and what is trained is what is evaluated.
     full_size = network.settings.image_size
-    backbone = folded(network.backbone, to_input(images[:1], full_size, network.mean, network.std))
+    example = to_input(images[:1].to(device), full_size, network.mean, network.std)
+    backbone = folded(network.backbone, example)
     bf16 = params.train.bf16 and device.type != "cpu"  # the CPU always computes in float32
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     if frozen:
@@ -140,6 +146,9 @@ def train(
         learner = ddp(nn.Sequential(backbone, network.head))
     unfolded = ddp(network) if first_fixed else learner
 
+    # scikit-learn's formula: every class has the same share in the loss.
+    counts = data.labels[training].bincount(minlength=len(network.classes))
+    weights = (len(training) / (len(counts) * counts)).to(device) if shared.class_weights else None
     optimizers = make_optimizers(network, settings, shared.warm_up, steps * settings.epochs)
     rows: list[dict[str, float]] = []
     if checkpoint and (state := read_checkpoint(checkpoint)):
@@ -172,7 +181,7 @@ def train(
             y = labels[index.to(device)]
             with autocast:
                 logits = learning(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=shared.label_smoothing)
+                loss = F.cross_entropy(logits, y, weights, label_smoothing=shared.label_smoothing)
             learning.zero_grad()
             loss.backward()
             for part in optimizers:
@@ -183,10 +192,10 @@ def train(
         if rank > 0:  # the first process validates, prints and keeps
             continue
         # At the epoch's image size: the head's BatchNorm has statistics of features at this size.
-        logits = predict(network, validation.images, size)
+        logits, y = predict(network, data.images, validation, size), data.labels[validation]
         val_metrics = {
-            "validation_loss": F.cross_entropy(logits, validation.labels).item(),
-            "validation_accuracy": (logits.argmax(1) == validation.labels).double().mean().item(),
+            "validation_loss": F.cross_entropy(logits, y).item(),
+            "validation_accuracy": (logits.argmax(1) == y).double().mean().item(),
         }
         train_metrics = {
             "train_loss": float(total_loss / steps),
@@ -206,8 +215,9 @@ class FeatureCache:
     """The feature maps that a frozen backbone makes of augmented images.
 
     The backbone never changes, so its output is computed once for each of a few differently
-    augmented copies of the images ("views"), which the epochs use in turn, and kept as float16. If
-    the views need more than CACHE_BYTES, the maps of each batch are computed anew.
+    augmented copies of the images ("views"), which the epochs use in turn. They are float16 in
+    temporary files, which the system keeps in memory as far as there is room. If the views need
+    more than CACHE_BYTES, the maps of each batch are computed anew.
     """
 
     def __init__(self, extract: Extract, chunks: Sequence[Tensor], streams: list[torch.Generator]):
@@ -224,17 +234,28 @@ class FeatureCache:
         number = epoch % len(self.streams)
         if number not in self.views:
             self.views[number] = self.view(number)
-        return self.views[number][index.to(self.one.device)].float()
+        maps = self.views[number]
+        return maps[index.to(maps.device)].to(self.one.device).float()
 
     def view(self, number: int) -> Tensor:
         """The feature maps, float16 NCHW, of all images in view `number`."""
-        maps = torch.empty(
-            (self.count, *self.one.shape[1:]),
-            dtype=torch.half, device=self.one.device, memory_format=torch.channels_last,
-        )  # fmt: skip
+        file = tempfile.TemporaryFile(dir=PREPARED.parent)  # noqa: SIM115  as long as it is mapped
         for index in tqdm(self.chunks, f"view {number + 1}", leave=False, disable=None):
-            maps[index.to(maps.device)] = self.extract(index, self.streams[number]).half()
-        return maps
+            maps = self.extract(index, self.streams[number]).half().permute(0, 2, 3, 1)
+            file.write(maps.contiguous().cpu().numpy().data)
+        file.flush()
+        channels, *sides = self.one.shape[1:]
+        mapped = np.memmap(file, np.float16, "c", shape=(self.count, *sides, channels))
+        return place(torch.from_numpy(mapped).permute(0, 3, 1, 2), self.one.device)
+
+
+def place(array: Tensor, device: torch.device) -> Tensor:
+    """`array`, memory-mapped, as it is; on an accelerator, if it takes less than a quarter of the
+    free memory there.
+    """
+    if device.type == "cpu" or 4 * array.nbytes > torch.accelerator.get_memory_info(device)[0]:
+        return array
+    return array.to(device)
 
 
 def growing_size(epoch: int, size: int, settings: FinetunedSettings) -> int:
@@ -267,10 +288,11 @@ def random_stream(*key: int) -> torch.Generator:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature, from 0.05 to 20, that minimises the cross-entropy of `logits` divided by it.
+    """The temperature, from 0.05 to 20, that minimises the cross-entropy of `logits` divided by it;
+    1, and a line that says so, if the images do not determine it.
 
     `logits` is (N, classes), `labels` int64 (N,). Guo et al., "On Calibration of Modern Neural
-    Networks", 2017, section 4.2. Prints a line if the images do not determine it.
+    Networks", 2017, section 4.2.
     """
     exact, bounds = logits.double(), (-3, 3)  # of its logarithm
 
@@ -280,11 +302,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     found = float(minimize_scalar(loss, bounds=bounds, method="bounded").x)
     # If all predictions are correct, the cross-entropy falls as long as the temperature does.
     if torch.equal(logits.argmax(1), labels) or abs(found) > max(bounds) - 0.01:
-        print(
-            f"temperature {np.exp(found):.3g}: {len(logits)} validation images do not determine "
-            "how confident the model should be",
-            flush=True,
-        )
+        print(f"{len(logits)} validation images do not determine the temperature; it stays 1")
+        return 1.0
     return float(np.exp(found))
 
 

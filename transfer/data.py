@@ -1,6 +1,8 @@
 """The prepared images: arrays on disk, random parts of them, augmentation, input of a network.
 
-data/prepared/ holds {train,test}_images.npy, {train,test}_labels.npy and classes.json.
+data/prepared/ holds {train,test}_images.npy, {train,test}_labels.npy, classes.json, and
+test_names.json, which names the test images. For images of your own, train_keys.npy has a hash of
+each training image's file.
 """
 
 import json
@@ -11,59 +13,60 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from transfer.run import PREPARED, write_json
+from transfer.run import PREPARED
 from transfer.settings import InputError
 
 
 class Split(NamedTuple):
-    """Images, uint8 NHWC (N, H, W, 3), and their labels, int64 (N,)."""
+    """Images, uint8 NHWC (N, H, W, 3), memory-mapped, their labels, int64 (N,), and, for images of
+    your own, hashes of their files, int64 (N,).
+    """
 
     images: Tensor
     labels: Tensor
-
-    def take(self, index: Tensor) -> "Split":
-        """The images and labels at `index`, int64 (n,), in its order."""
-        return Split(self.images[index], self.labels[index])
-
-
-def save_dataset(splits: dict[str, Split], classes: list[str]) -> None:
-    """Write the "train" and "test" `splits` and the names of the classes to data/prepared/."""
-    PREPARED.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        np.save(PREPARED / f"{name}_images.npy", split.images.numpy())
-        np.save(PREPARED / f"{name}_labels.npy", split.labels.numpy())
-    write_json(PREPARED / "classes.json", classes)
+    keys: Tensor | None = None
 
 
 def load_split(name: str) -> Split:
-    """The split "train" or "test"; its images are memory-mapped."""
+    """The split "train" or "test"; its images are memory-mapped, so the system may forget them."""
     images = np.load(PREPARED / f"{name}_images.npy", mmap_mode="c")
-    labels = np.load(PREPARED / f"{name}_labels.npy")
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    labels, keys = np.load(PREPARED / f"{name}_labels.npy"), PREPARED / f"{name}_keys.npy"
+    return Split(
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.load(keys)) if keys.exists() else None,
+    )
 
 
-def load_classes() -> list[str]:
-    """The names of the classes in the order of the labels."""
-    return json.loads((PREPARED / "classes.json").read_text(encoding="utf-8"))
+def load_json(name: str) -> list[str]:
+    """The names of the classes, in the order of the labels, or of the test images."""
+    return json.loads((PREPARED / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def stratified(
-    labels: Tensor, share: float, classes: list[str], seed: int, setting: str
-) -> tuple[Tensor, Tensor]:
-    """Split the indices of `labels`, int64 (N,), at random: what remains, in order, and a drawn
-    `share` of each class, in random order; both int64.
+    labels: Tensor, share: float, classes: list[str], seed: int, setting: str,
+    keys: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Divide the indices of `labels`, int64 (N,): what remains, in order, and a drawn `share` of
+    each class; both int64. The share is rounded; at least one image is drawn, and one remains.
 
-    The share is rounded for each class; at least one image is drawn and at least one remains.
-    Raises InputError, which names `setting`, if a class has fewer than two images.
+    `keys`, int64 (N,), decide instead of the `seed`: a further image moves at most one other to the
+    other side, and images with the same key lie on the same side. Raises InputError, which names
+    `setting`, if a class has too few images.
     """
-    counts = labels.bincount(minlength=len(classes))
-    if few := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
-        raise InputError(f"{setting} = {share:g}: needs 2 images or more of {', '.join(few)}")
-    quotas = (share * counts.double()).round().clamp(min=1).minimum(counts - 1)
+    quotas = (share * labels.bincount(minlength=len(classes)).double()).round().clamp(min=1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if keys is not None:
+        order = keys.argsort(stable=True)
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label, quota in enumerate(quotas.int().tolist()):
-        drawn[order[labels[order] == label][:quota]] = True
+        own = order[labels[order] == label]
+        drawn[own[: min(quota, len(own) - 1)]] = True
+    if keys is not None:
+        drawn |= torch.isin(keys, keys[drawn])
+    sides = [labels[side].bincount(minlength=len(classes)) for side in (drawn, ~drawn)]
+    if few := [name for name, *counts in zip(classes, *sides, strict=True) if not all(counts)]:
+        raise InputError(f"{setting} = {share:g}: needs 2 images or more of {', '.join(few)}")
     return (~drawn).nonzero().flatten(), order[drawn[order]]
 
 
@@ -78,18 +81,24 @@ def balanced(labels: Tensor, index: Tensor, count: int, seed: int) -> Tensor:
             f"train.shared.images = {count}: must be at least {classes}, one of each class, and at "
             f"most {len(index)}, the training images without the validation images"
         )
+    return interleaved(labels, index, seed)[:count].sort().values
+
+
+def interleaved(labels: Tensor, index: Tensor, seed: int) -> Tensor:
+    """`index`, int64 (n,), in random order, but the classes take turns."""
     order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))]
     place = torch.empty_like(order)  # 0 for the first image of its class, 1 for the second, ...
-    for label in range(classes):
+    for label in labels.unique():
         same = labels[order] == label
         place[same] = torch.arange(int(same.sum()))
-    return order[place.argsort(stable=True)[:count]].sort().values
+    return order[place.argsort(stable=True)]
 
 
 def shift_and_flip(
-    images: Tensor, index: Tensor, max_shift: int, generator: torch.Generator
+    images: Tensor, index: Tensor, max_shift: int, flips: bool, generator: torch.Generator
 ) -> Tensor:
-    """The images at `index`, each shifted by up to `max_shift` pixels, half of them flipped.
+    """The images at `index`, each shifted by up to `max_shift` pixels, if `flips` half of them
+    mirrored.
 
     `images` is uint8 NHWC on any device, as the result; `generator` draws on the CPU, so the draws
     are the same on every device. What a shift uncovers is filled by mirroring at the border.
@@ -102,7 +111,7 @@ def shift_and_flip(
         return (size - 1) - ((size - 1) - position).abs()  # ... and at the last
 
     rows, columns = source(height), source(width)
-    flip = torch.rand((len(index), 1), generator=generator) < 0.5
+    flip = (torch.rand((len(index), 1), generator=generator) < 0.5) & flips
     columns = torch.where(flip, columns.flip(1), columns)
     # One gather moves each pixel once; a crop and a flip of each image would be many small copies.
     gather = (index[:, None, None], rows[:, :, None], columns[:, None, :])

@@ -207,6 +207,7 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.settings, self.classes = settings, classes
+        self.pixels = settings.image_size  # a side of the stored images that it is trained on
         self.backbone = Backbone(classifier(settings.name), settings.blocks)
         channels = self.backbone.channels(settings.image_size)
         self.head = HEADS[settings.head](channels, len(classes), settings.head_width)
@@ -228,10 +229,11 @@ def parameter_count(module: nn.Module, trainable: bool = False) -> int:
 
 
 def save(network: Network, path: Path) -> None:
-    """Write `network` and what describes it, its settings and classes, as safetensors."""
+    """Write `network` and what describes it: settings, classes and the size of its images."""
     path.parent.mkdir(exist_ok=True)
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    description = {"model": network.settings.model_dump(), "classes": network.classes}
+    facts = {"classes": network.classes, "pixels": network.pixels}
+    description = {"model": network.settings.model_dump()} | facts
     safetensors.torch.save_file(state, path, {"network": json.dumps(description)})
 
 
@@ -242,6 +244,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Network:
     with safetensors.safe_open(path, "pt") as file:
         description = json.loads(file.metadata()["network"])
     network = Network(ModelSettings(**description["model"]), description["classes"])
+    network.pixels = description["pixels"]
     network.load_state_dict(safetensors.torch.load_file(path))
     # On a CPU, convolutions are 2 to 4 times as fast with channels last (NHWC) in memory.
     return network.to(device).to(memory_format=torch.channels_last)
@@ -253,9 +256,19 @@ def chunk_size(image_size: int) -> int:
 
 
 @torch.inference_mode()
-def predict(network: Network, images: Tensor, size: int | None = None) -> Tensor:
-    """Logits, float32 (N, classes) on the CPU, of uint8 NHWC `images`, scaled to `size` pixels."""
+def predict(
+    network: Network, images: Tensor, index: Tensor | None = None, size: int | None = None
+) -> Tensor:
+    """Logits, float32 (n, classes) on the CPU, of uint8 NHWC `images`.
+
+    By default of all images; else of those at `index`, int64 (n,). They are scaled to `size` pixels
+    a side, by default the network's.
+    """
     size, mean, std = size or network.settings.image_size, network.mean, network.std
     network.eval()
-    chunks = tqdm(images.split(chunk_size(size)), "predict", leave=False, disable=None)
-    return torch.cat([network(to_input(x.to(mean.device), size, mean, std)).cpu() for x in chunks])
+    index = torch.arange(len(images)) if index is None else index
+    logits = []
+    for some in tqdm(index.split(chunk_size(size)), "predict", leave=False, disable=None):
+        chunk = images[some.to(images.device)].to(mean.device)
+        logits.append(network(to_input(chunk, size, mean, std)).cpu())
+    return torch.cat(logits)

@@ -52,6 +52,8 @@ class SharedSettings(Section):
     batch_size: Annotated[int, Field(ge=2, le=4096)]
     min_steps: Annotated[int, Field(ge=1, le=100_000)]
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
+    flip: bool
+    class_weights: Literal["balanced"] | None
     max_shift: Annotated[int, Field(ge=0, le=31)]
     warm_up: Annotated[float, Field(ge=0, le=1)]
 
@@ -105,9 +107,10 @@ def load_params(path: str = "params.yaml") -> Params:
         with open(path, encoding="utf-8") as file:
             # As DVC reads it, YAML 1.2: `010` is ten and `yes` is text.
             document = YAML(typ="safe", pure=True).load(file)
-        return Params.model_validate(document)
-    except (UnicodeDecodeError, YAMLError) as error:
+    except (YAMLError, LookupError, ValueError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from None
 
