@@ -13,8 +13,7 @@ help:
 
 setup: .venv/installed  ## create .venv from requirements.txt, if it is missing or out of date
 
-repro: setup  ## check the settings, then run the stages that are not up to date
-	python -m transfer.settings
+repro: setup  ## run the stages that are not up to date
 	dvc repro
 
 demo: setup  ## transfer learning on small generated images: 2 minutes, no download; figures in demo/

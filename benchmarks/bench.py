@@ -56,7 +56,7 @@ def make_loader(params: Params, kit: Any, first: list, convert: list) -> DataLoa
     crop = kit.RandomCrop(32, shared.max_shift, padding_mode="reflect")
     resize, normalise = kit.Resize(params.model.image_size), kit.Normalize(*IMAGENET.values())
     steps = [*first, crop, kit.RandomHorizontalFlip(), resize, *convert, normalise]
-    data = datasets.CIFAR10(root, transform=kit.Compose(steps))
+    data = datasets.CIFAR10(root, True, kit.Compose(steps), download=not assets_dir())
     return DataLoader(data, shared.batch_size, shuffle=True, num_workers=2, persistent_workers=True)
 
 

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -73,39 +74,73 @@ def prepare_folder(folder: Path, params: Params) -> None:
     if len(classes) < 2:
         raise layout_error(folder, "has images of fewer than two classes")
 
-    paths = {name: [path for c in classes for path in files[c]] for name, files in found.items()}
-    labels = {
-        name: torch.tensor([label for label, c in enumerate(classes) for _ in files[c]])
-        for name, files in found.items()
-    }
-    keys = {name: file_keys(files) for name, files in paths.items()}
-    if "test" not in paths:
-        share = params.data.test_share
-        parts = stratified(
-            labels["train"], share, classes, params.seed, "data.test_share", keys["train"]
+    splits = {name: Files.of(files, classes) for name, files in found.items()}
+    if "test" not in splits:
+        whole, share = splits["train"], params.data.test_share
+        rest, drawn = stratified(
+            whole.labels, share, classes, params.seed, "data.test_share", whole.keys
         )
-        everything = paths["train"], labels["train"], keys["train"]
-        for name, index in zip(SPLITS, parts, strict=True):
-            paths[name] = [everything[0][i] for i in index]
-            labels[name], keys[name] = everything[1][index], everything[2][index]
+        splits = {"train": whole.take(rest), "test": whole.take(drawn)}
         print(f"{folder}: has no test split; data.test_share = {share:g} of it becomes one")
-    # The first test batch then shows all classes.
-    order = interleaved(labels["test"], torch.arange(len(labels["test"])), params.seed)
-    paths["test"] = [paths["test"][i] for i in order]
-    labels["test"], keys["test"] = labels["test"][order], keys["test"][order]
-    report(folder, classes, labels, keys)
+    labels = splits["test"].labels  # the first test batch shall show all classes
+    splits["test"] = splits["test"].take(
+        interleaved(labels, torch.arange(len(labels)), params.seed)
+    )
+    report(roots, classes, splits)
 
     bad: list[str] = []
     size = params.model.image_size
-    for name, files in paths.items():
-        write_images(name, good_images(files, size, bad), (len(files), size, size, 3))
-        np.save(PREPARED / f"{name}_labels.npy", labels[name].numpy())
+    for name, split in splits.items():
+        rows = good_images(list(split.paths), size, bad)
+        write_images(name, rows, (len(split.paths), size, size, 3))
+        np.save(PREPARED / f"{name}_labels.npy", split.labels.numpy())
     if bad:
         raise InputError(abbreviate(bad, "; "))
-    np.save(PREPARED / "train_keys.npy", keys["train"].numpy())
+    np.save(PREPARED / "train_keys.npy", splits["train"].keys.numpy())
     write_json(PREPARED / "classes.json", classes)
-    names = [path.relative_to(folder).as_posix() for path in paths["test"]]
+    names = [path.relative_to(folder).as_posix() for path in splits["test"].paths]
     write_json(PREPARED / "test_names.json", names)
+
+
+class Files(NamedTuple):
+    """Paths, an array of objects (n,), labels, int64 (n,), and hashes of the files, int64 (n,)."""
+
+    paths: np.ndarray
+    labels: Tensor
+    keys: Tensor
+
+    @classmethod
+    def of(cls, found: dict[str, list[Path]], classes: list[str]) -> "Files":
+        """The files of each of `classes`."""
+        paths = [path for name in classes for path in found[name]]
+        labels = [label for label, name in enumerate(classes) for _ in found[name]]
+        with ThreadPoolExecutor() as pool:
+            keys = list(pool.map(file_key, paths))
+        return cls(np.array(paths, object), torch.tensor(labels), torch.tensor(keys))
+
+    def take(self, index: Tensor) -> "Files":
+        return Files(self.paths[index.numpy()], self.labels[index], self.keys[index])
+
+
+def file_key(path: Path) -> int:
+    """A hash of the content of a file: the first 64 bits of its sha256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def report(roots: dict[str, Path], classes: list[str], splits: dict[str, Files]) -> None:
+    """Say how many images of which class each split has, and how many are copies of others."""
+    for name, split in splits.items():
+        counts = split.labels.bincount(minlength=len(classes)).tolist()
+        each = [f"{count} {label}" for label, count in zip(classes, counts, strict=True)]
+        where = roots.get(name, roots["train"])
+        print(f"{name}: {where}: {len(split.paths)} images: {abbreviate(each)}", flush=True)
+    both = int(torch.isin(splits["test"].keys, splits["train"].keys).sum())
+    labelled = torch.cat([torch.stack([s.keys, s.labels], dim=1) for s in splits.values()])
+    several = len(labelled.unique(dim=0)) - len(labelled[:, 0].unique())
+    if both or several:
+        print(f"copies: {both} test images are also training images, {several} are in two classes")
 
 
 def wanted_classes(params: Params, found: list[str]) -> list[str]:
@@ -114,34 +149,6 @@ def wanted_classes(params: Params, found: list[str]) -> list[str]:
     if unknown := [name for name in wanted if name not in found]:
         raise InputError(f"data.classes: no class {unknown[0]}; there are {', '.join(found)}")
     return wanted
-
-
-def file_keys(paths: list[Path]) -> Tensor:
-    """A hash of the content of each file, int64 (n,): the start of its sha256."""
-
-    def key(path: Path) -> int:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-        return int.from_bytes(digest[:8], "little", signed=True)
-
-    with ThreadPoolExecutor() as pool:
-        return torch.tensor(list(pool.map(key, paths)))
-
-
-def report(
-    folder: Path, classes: list[str], labels: dict[str, Tensor], keys: dict[str, Tensor]
-) -> None:
-    """Say how many images of which class each split has, and how many are copies of others."""
-    for name in SPLITS:
-        counts = labels[name].bincount(minlength=len(classes)).tolist()
-        each = [f"{count} {label}" for label, count in zip(classes, counts, strict=True)]
-        print(f"{folder}: {name}: {sum(counts)} images: {abbreviate(each)}", flush=True)
-    both = int(torch.isin(keys["test"], keys["train"]).sum())
-    pairs = torch.stack([torch.cat([*side.values()]) for side in (keys, labels)], dim=1)
-    several = len(pairs.unique(dim=0)) - len(pairs[:, 0].unique())
-    if both or several:
-        print(f"{folder}: copies: {both} test images are also training images", end="; ")
-        print(f"{several} images are in two classes", flush=True)
 
 
 def good_images(files: list[Path], size: int, bad: list[str]) -> Iterator[np.ndarray]:

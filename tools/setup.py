@@ -16,9 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VENV, LOCK = ROOT / ".venv", ROOT / "requirements.txt"
-DONE = VENV / "installed"  # a copy of the lock file that is installed
 SCRIPTS = VENV / ("Scripts" if os.name == "nt" else "bin")
+DONE = VENV / "installed"  # says where, with which Python and from which lock file it was made
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# With these, pip would install into another place. Its indexes, proxies and certificates stay.
+ELSEWHERE = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_DRY_RUN", "PYTHONHOME")
 
 
 def set_up(cpu: bool) -> None:
@@ -26,18 +28,23 @@ def set_up(cpu: bool) -> None:
     if sys.version_info < (3, 11, 4):
         sys.exit(f"error: Python 3.11.4 or newer is needed; this is {sys.version.split()[0]}")
     lock = LOCK.read_text(encoding="utf-8")
-    if DONE.is_file() and DONE.read_text(encoding="utf-8") == lock:
+    made = f"{VENV}\n{sys.version}\n{lock}"
+    if DONE.is_file() and DONE.read_text(encoding="utf-8") == made:
         DONE.touch()  # newer than the lock file, for make
         return
-    venv.create(VENV, with_pip=True, symlinks=os.name != "nt")
-    pip = [str(SCRIPTS / "python"), "-m", "pip", "install", "--no-deps"]
+    for name in ELSEWHERE:
+        os.environ.pop(name, None)
+    venv.create(VENV, clear=Path(sys.prefix) != VENV, with_pip=True, symlinks=os.name != "nt")
+    python = str(SCRIPTS / "python")
+    pip = [python, "-m", "pip", "install", "--no-deps"]
     requirements = VENV / "requirements.txt"
     requirements.write_text(without_cuda(lock) if cpu else lock, encoding="utf-8")
     if cpu:
         torch = re.findall(r"^torch\w*==\S+", lock, re.M)
         subprocess.run([*pip, "--index-url", CPU_INDEX, *torch], check=True)
     subprocess.run([*pip, "--require-hashes", "--requirement", str(requirements)], check=True)
-    shutil.copyfile(LOCK, DONE)
+    subprocess.run([python, "-c", "import dvc, matplotlib, torch, torchvision"], check=True)
+    DONE.write_text(made, encoding="utf-8")
     script = ".venv\\Scripts\\activate" if os.name == "nt" else "source .venv/bin/activate"
     print(f"Ready. To activate the environment: {script}", flush=True)
 
@@ -58,7 +65,7 @@ def main() -> None:
     try:
         set_up(options.cpu)
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: pip failed with status {error.returncode}; its message stands above")
+        sys.exit(f"error: {' '.join(error.cmd[1:4])} failed; its message stands above")
     if not options.command:
         return
     name, *arguments = options.command

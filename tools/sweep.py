@@ -63,6 +63,14 @@ def experiments(name: str) -> list[dict[str, Any]]:
         cost = json.loads(dvc.api.read(COST.as_posix(), rev=rev, encoding="utf-8"))
         minutes = round(sum(stage["seconds"] for stage in cost.values()) / 60, 1)
         settings.append(flatten(dvc.api.params_show(rev=rev)))
+        lock = yaml.safe_load(dvc.api.read("dvc.lock", rev=rev, encoding="utf-8"))
+        for stage in lock["stages"].values():
+            used = flatten(stage.get("params", {}).get("params.yaml", {}))
+            if old := [key for key in used if settings[-1].get(key) != used[key]]:
+                raise InputError(
+                    f"{found['Experiment']}: its results are older than its {old[0]}; run it again "
+                    "without the name of a stage, or remove it"
+                )
         accuracies = {f"{mode}.accuracy": found[f"{mode}.accuracy"] for mode in MODES}
         results.append({"minutes": minutes} | accuracies)
     differing = [key for key in committed if any(s[key] != committed[key] for s in settings)]

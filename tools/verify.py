@@ -41,7 +41,7 @@ def read(clone: Path) -> tuple[dict, dict[str, float]]:
 def recipe(stages: dict) -> dict:
     """The stages without the hashes of computed results, which depend on the CPU."""
     text = json.dumps(stages)
-    for out in (out for name in stages.keys() - EXACT for out in stages[name]["outs"]):
+    for out in (o for name in stages.keys() - EXACT for o in stages[name].get("outs", [])):
         # Where a result has the hash that its own stage gave it, only its path remains.
         text = text.replace(json.dumps(out), json.dumps(out["path"]))
     return json.loads(text)
@@ -52,6 +52,14 @@ def verify(project: Path, clone: Path, tolerance: float) -> str:
     if changes := run(project, "git", "status", "--porcelain"):
         raise ValueError(f"uncommitted changes; commit or stash them first:\n{changes}")
     run(project, "git", "clone", "--quiet", str(project), str(clone))
+    # Data that .dvc files track come from the project's cache, or else from its remote.
+    if tracked := run(project, "git", "ls-files", "*.dvc").split("\n")[:-1]:
+        cache = run(project, *DVC, "cache", "dir").strip()
+        run(clone, *DVC, "remote", "add", "--local", "project", cache)
+        if subprocess.run(
+            [*DVC, "pull", "--quiet", "--remote", "project", *tracked], cwd=clone
+        ).returncode:
+            subprocess.run([*DVC, "pull", *tracked], cwd=clone, check=True)
     old_stages, old = read(clone)
     # What was edited by hand has not the hash of dvc.lock. Models are not in a clone.
     status = json.loads(run(clone, *DVC, "status", "--json"))
