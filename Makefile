@@ -5,8 +5,8 @@ SWEEPS := seeds heads rates images blocks recipes
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "make NAME        run a sweep, write docs/NAME.*: $(SWEEPS)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "make NAME         run a sweep, write docs/NAME.*: $(SWEEPS)"
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m tools.setup
@@ -36,6 +36,9 @@ bench: setup  ## measure what docs/benchmark.md reports: an hour; needs make rep
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 
+bench-folder: setup  ## measure folders of photos against ImageFolder; 30 minutes; needs make repro first
+	python -m benchmarks.folder
+
 test: setup  ## run the tests
 	python -m pytest
 
@@ -64,4 +67,4 @@ lock-check:  ## check that every locked package has a wheel for each system (nee
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots verify $(SWEEPS) bench test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots verify $(SWEEPS) bench bench-folder test test-faults lint lock lock-check
