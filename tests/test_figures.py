@@ -56,7 +56,7 @@ def test_images_have_names_of_any_characters_as_far_as_they_fit(tmp_path, sectio
 
 
 def test_the_same_figure_has_the_same_bytes_whatever_the_machine_is_set_to(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nfont.size: 30\n", encoding="utf-8")
+    (tmp_path / "matplotlibrc").write_text("figure.facecolor: red\n", encoding="utf-8")
     code = f"""from transfer.figures import *
 from numpy import array
 save(confusion({COUNTS!r}, ["a", "b"]), Path("there.png"))"""

@@ -16,10 +16,10 @@ from transfer.settings import MODES
 
 
 def test_confidence_is_compared_with_accuracy_in_fifteenths():
-    confidence = np.array([0.9, 0.89, 0.6, 1.0, 0.05])
-    correct = np.array([True, False, False, True, True])
+    confidence = np.array([0.9, 0.89, 0.6, 1.0, 0.96, 0.05])
+    correct = np.array([True, False, False, True, True, True])
     found = [(*row.values(),) for row in calibration(confidence, correct)]
-    wanted = [(0.05, 1, 1), (0.6, 0, 1), (0.895, 0.5, 2), (1, 1, 1)]
+    wanted = [(0.05, 1, 1), (0.6, 0, 1), (0.895, 0.5, 2), (0.98, 1, 2)]
     assert np.array(found) == pytest.approx(np.array(wanted))
 
 
