@@ -20,8 +20,8 @@ demo: setup  ## transfer learning on small generated images: 2 minutes, no downl
 	python -m tools.demo
 
 compare: setup  ## list the last commit and its experiments: accuracies, gain and the settings that differ
-	dvc exp show --only-changed --no-pager --sort-by finetuned.accuracy --sort-order desc \
-		--drop 'Created|State|Executor|models|data|stages|transfer|weights|cifar10|gain_.*'
+	dvc exp show --only-changed --sort-by finetuned.accuracy --sort-order desc \
+		--drop '(Created|State|Executor|Rev|weights|params.yaml|.*md5)$$|.*/'
 
 plots: setup  ## draw DVC's plots into dvc_plots/index.html
 	dvc plots show

@@ -78,13 +78,14 @@ def environment() -> dict[str, str]:
 
 
 def train(clone: Path, title: str, target: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Run the stages up to `target` in `clone`; the metrics."""
+    """Run the stages up to `target` in `clone`; the metrics, if there are any yet."""
     print(f"DEMO {title}", flush=True)
     options = [f"-S{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "dvc", "exp", "run", *options, target]
     if subprocess.run(command, cwd=clone, env=environment()).returncode:
         raise InputError("dvc exp run failed in the demo; its message stands above")
-    return json.loads((clone / METRICS / "evaluation.json").read_text(encoding="utf-8"))
+    path = clone / METRICS / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def demo(clone: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import yaml
 
@@ -61,10 +62,13 @@ def verify(project: Path, clone: Path, tolerance: float) -> str:
         ).returncode:
             subprocess.run([*DVC, "pull", *tracked], cwd=clone, check=True)
     old_stages, old = read(clone)
-    # What was edited by hand has not the hash of dvc.lock. Models are not in a clone.
-    status = json.loads(run(clone, *DVC, "status", "--json"))
-    edited = [f"{name}: {part}" for name, parts in status.items() for part in parts
-              if "modified" in str(part)]  # fmt: skip
+    # What was edited by hand has not the hash of dvc.lock; what Git should hold may not be missing.
+    # Models are not in a clone.
+    edited = []
+    for name, parts in json.loads(run(clone, *DVC, "status", "--json")).items():
+        for part in (part for part in parts if isinstance(part, dict)):
+            missing = "deleted" in str(part.get("changed outs"))
+            edited += [f"{name}: {part}"] if missing or "modified" in str(part) else []
     subprocess.run([*DVC, "repro", "--force", "--no-run-cache"], cwd=clone, check=True)
     stages, new = read(clone)
 
@@ -83,7 +87,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="verify-", ignore_cleanup_errors=True) as folder:
         try:
             verdict = verify(Path.cwd(), Path(folder, "clone"), tolerance)
-        except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            yaml.YAMLError,
+            CalledProcessError,
+        ) as error:
             print(f"error: cannot be compared: {error}", file=sys.stderr)
             sys.exit(2)
     print(f"{verdict.upper()}: {VERDICTS[verdict]}")
