@@ -5,6 +5,7 @@ torchrun --standalone --nproc-per-node=2 -m stages.train frozen   # data-paralle
 """
 
 import hashlib
+import io
 import math
 import os
 import sys
@@ -142,6 +143,7 @@ def train(
         features = FeatureCache(extract, torch.arange(count).split(chunk_size(full_size)), streams)
         first_fixed, learner = 0, ddp(network.head)
     else:
+        network.backbone.channels(growing_size(0, full_size, params.train.finetuned))  # or refuse
         first_fixed = round(params.train.finetuned.batch_norm_until * settings.epochs)
         learner = ddp(nn.Sequential(backbone, network.head))
     unfolded = ddp(network) if first_fixed else learner
@@ -322,8 +324,9 @@ def checkpoint_path(mode: str, start: Path, device: torch.device, world_size: in
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
+    content, partial = io.BytesIO(), path.with_suffix(".partial")
+    torch.save(state, content)
+    partial.write_bytes(content.getvalue())  # OSError if the disk is full; torch has its own errors
     os.replace(partial, path)  # a kill leaves the old checkpoint or the new one, nothing between
 
 

@@ -73,13 +73,15 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def channels(self, size: int) -> int:
         """C. Raises InputError if images of `size` pixels have no such feature map."""
-        blank = [torch.zeros(1, 3, side, side) for side in (size, size + 32)]
+        device = next(self.parameters()).device
+        blank = [torch.zeros(1, 3, side, side, device=device) for side in (size, size + 32)]
         try:
             shapes = [self.eval()(x).shape for x in blank]
         except Exception as error:  # networks raise anything for what they do not take
             raise InputError(
-                f"model.image_size = {size}: the blocks make no feature map of such images; take "
-                f"larger images, fewer blocks or a convolutional network: {error}"
+                f"model.image_size = {size}: the blocks make no feature map of such images, as "
+                "train.finetuned.initial_scale may make them; take larger ones, fewer blocks or a "
+                f"convolutional network: {error}"
             ) from None
         if len(shapes[0]) != 4 or shapes[0][1] != shapes[1][1]:  # some transformers: (N, h, w, C)
             raise InputError(
@@ -234,12 +236,12 @@ def save(network: Network, path: Path) -> None:
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
     facts = {"classes": network.classes, "pixels": network.pixels}
     description = {"model": network.settings.model_dump()} | facts
-    safetensors.torch.save_file(state, path, {"network": json.dumps(description)})
+    path.write_bytes(safetensors.torch.save(state, {"network": json.dumps(description)}))
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> Network:
+def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     """The network that `save` wrote to `path`. Raises InputError if there is none."""
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(f"{path}: is missing; run dvc repro")
     with safetensors.safe_open(path, "pt") as file:
         description = json.loads(file.metadata()["network"])
