@@ -290,6 +290,8 @@ def test_a_temperature_that_the_images_do_not_determine_is_said_and_stays_1(wron
         ("train.shared.batch_size = 32, .* two or more$", "frozen", {"index": FEW[:1]}),
         ("train.shared.max_shift = 16: .* the images' side, 16 pixels", "finetuned",
          TINY | {"changes": {"train.shared.max_shift": 16}}),
+        ("model.image_size = 16: .* train.finetuned.initial_scale", "finetuned",
+         {"changes": {"model.name": "squeezenet1_1", "model.blocks": None}}),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(learn, words, mode, given):
