@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument(
         "images", nargs="+", type=Path, metavar="PATH", help="an image file, or a folder of images"
     )
-    paths = [path for given in parser.parse_args().images for path in files_in(given)]
+    given = parser.parse_args().images
+    paths = list(dict.fromkeys(path for one in given for path in files_in(one)))  # each once
     settings = load_params().train
     device = set_up_torch(settings.device, settings.threads)
     networks = {mode: load(model_path(mode), device) for mode in MODES}
