@@ -241,6 +241,7 @@ class FeatureCache:
 
     def view(self, number: int) -> Tensor:
         """The feature maps, float16 NCHW, of all images in view `number`."""
+        PREPARED.parent.mkdir(exist_ok=True)
         file = tempfile.TemporaryFile(dir=PREPARED.parent)  # noqa: SIM115  as long as it is mapped
         for index in tqdm(self.chunks, f"view {number + 1}", leave=False, disable=None):
             maps = self.extract(index, self.streams[number]).half().permute(0, 2, 3, 1)

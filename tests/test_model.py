@@ -106,7 +106,6 @@ def test_a_backbone_that_cannot_be_folded_stays_as_it_is(kind, weight):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_any_classifier_takes_a_step_in_both_modes(params, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
     changes = {
         "model.name": name, "model.blocks": None, "model.head": "linear",
         "model.batch_norm_momentum": 1.0, "train.shared.batch_size": 4,

@@ -41,7 +41,6 @@ def view(images: torch.Tensor, number: int) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()  # where feature maps are kept
 
 
 @pytest.fixture
