@@ -26,10 +26,10 @@ from transfer.model import (
 from transfer.run import METRICS, OFFLINE, assets_dir, model_path, run_stage, write_text
 from transfer.settings import InputError, ModelSettings, load_params
 
-# sha256 of the "features.*" tensors of torchvision's checkpoint, for the file that may come without
-# its classifier: over each key, in order, and the little-endian bytes of its tensor. They are those
-# of mobilenet_v3_small-047dcff4.pth.
-FEATURES_DIGEST = "ada23de2f2263e0dccc27ab4f0d06881ac08dc4126fdd87020a3c1d7aa40a21a"
+# The feature extractor of torchvision's mobilenet_v3_small-047dcff4.pth may come without the
+# classifier, which is not used: a state dict with the same tensors.
+FEATURES = "mobilenet_v3_small-IMAGENET1K_V1-features.pth"
+FEATURES_SHA256 = "5178f08421e09b732632c07667d512d7ae595f6f0031a1183a3f03525aba8209"
 # What DataParallel, Lightning and torch.compile put before the keys of a state dict.
 PREFIX = re.compile(r"((module|model|_orig_mod)\.)*")
 
@@ -67,24 +67,17 @@ def read_weights(
     if hasattr(original, "transform_input"):  # torchvision's forward pass would convert to these
         channels = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
-    if assets:  # torch checks what it downloads, but not a file that is there
-        whole = assets / Path(urlparse(weights.url).path).name
-        features = assets / f"{settings.name}-{settings.weights}-features.pth"
-        if not whole.is_file() and features.is_file():
-            state, digest = load_state(features), hashlib.sha256()
-            for key in sorted(state):
-                digest.update(key.encode())
-                digest.update(state[key].flatten().view(torch.uint8).numpy().tobytes())
-            if digest.hexdigest() != FEATURES_DIGEST:
-                raise InputError(f"{features}: is not the features of torchvision's weights")
-            return state, channels
-        if not whole.is_file():
-            raise InputError(f"{whole}: is missing; put it there, or unset ASSETS_DIR")
-        prefix = whole.stem.rpartition("-")[2]
-        if not hashlib.sha256(whole.read_bytes()).hexdigest().startswith(prefix):
-            raise InputError(f"{whole}: is damaged: its sha256 does not start with {prefix}")
     try:
-        return weights.get_state_dict(model_dir=assets, check_hash=True), channels
+        if not assets:
+            return weights.get_state_dict(check_hash=True), channels
+        path = assets / Path(urlparse(weights.url).path).name  # its name ends in its hash
+        sha256 = path.stem.rpartition("-")[2]
+        features = assets / FEATURES
+        if settings.name == "mobilenet_v3_small" and features.is_file() and not path.is_file():
+            path, sha256 = features, FEATURES_SHA256
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+            raise InputError(f"{path}: is damaged: its sha256 does not start with {sha256}")
+        return load_state(path), channels
     except (RuntimeError, OSError) as error:
         raise InputError(f"{weights.url}: {error}; {OFFLINE}") from None
 
