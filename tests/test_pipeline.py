@@ -51,7 +51,6 @@ def test_repro_runs_every_stage_logs_plain_lines_and_records_what_each_stage_cos
     costs = read(reproduced, "cost")
     assert sorted(costs) == sorted(STAGES)
     assert sum(cost["seconds"] for cost in costs.values()) > 1
-    assert all(50 < cost["peak_mib"] < 8000 for cost in costs.values())
     assert all({"cpu", "cores", "python", "torch"} <= set(c["machine"]) for c in costs.values())
 
 

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from transfer.settings import InputError
@@ -48,7 +47,7 @@ def run_tool(main: Callable[[], object]) -> None:
 
 
 def run_stage(name: str, main: Callable[[], object]) -> None:
-    """Run `main`, then record its time, peak memory and machine in metrics/cost.json."""
+    """Run `main`, then record its time and machine in metrics/cost.json."""
     start = time.perf_counter()
     run_tool(main)
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
@@ -57,7 +56,7 @@ def run_stage(name: str, main: Callable[[], object]) -> None:
     costs: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         costs = json.loads(COST.read_text(encoding="utf-8"))
-    costs[name] = {"seconds": seconds, "peak_mib": peak_mib(), "machine": machine()}
+    costs[name] = {"seconds": seconds, "machine": machine()}
     write_json(COST, costs)
 
 
@@ -76,16 +75,6 @@ def set_up_torch(device: str, threads: int) -> torch.device:
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, see mallopt(3)
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     return torch.device("cpu") if device == "cpu" else torch.device(found.type)
-
-
-def peak_mib() -> int:
-    """The most memory that this process has had, in MiB."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset // 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def machine() -> dict[str, str | int | None]:
