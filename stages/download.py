@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,19 @@ SPLITS = {
 }
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")  # ignored like hidden files
 MAX_NAMED = 10  # names in one message
+
+
+class Files(NamedTuple):
+    """Image files: paths, an array of objects (n,), labels, int64 (n,), and hashes of the files'
+    content, int64 (n,).
+    """
+
+    paths: np.ndarray
+    labels: Tensor
+    keys: Tensor
+
+    def take(self, index: Tensor) -> "Files":
+        return Files(self.paths[index.numpy()], self.labels[index], self.keys[index])
 
 
 def main() -> None:
@@ -53,8 +66,7 @@ def prepare_cifar10(params: Params) -> None:
         numbers = [classes.index(c) if c in classes else -1 for c in found.classes]
         labels = np.array(numbers)[found.targets]
         images = found.data[labels >= 0]
-        write_images(name, images, images.shape)
-        np.save(PREPARED / f"{name}_labels.npy", labels[labels >= 0])
+        write_split(name, images, images.shape, labels[labels >= 0])
     write_json(PREPARED / "classes.json", classes)
     write_json(PREPARED / "test_names.json", list(range(len(images))))
 
@@ -74,7 +86,13 @@ def prepare_folder(folder: Path, params: Params) -> None:
     if len(classes) < 2:
         raise layout_error(folder, "has images of fewer than two classes")
 
-    splits = {name: Files.of(files, classes) for name, files in found.items()}
+    splits = {}
+    for name, files in found.items():
+        paths = [path for c in classes for path in files[c]]
+        labels = [label for label, c in enumerate(classes) for _ in files[c]]
+        with ThreadPoolExecutor() as pool:
+            keys = list(pool.map(file_key, paths))
+        splits[name] = Files(np.array(paths, object), torch.tensor(labels), torch.tensor(keys))
     if "test" not in splits:
         whole, share = splits["train"], params.data.test_share
         rest, drawn = stratified(
@@ -82,18 +100,15 @@ def prepare_folder(folder: Path, params: Params) -> None:
         )
         splits = {"train": whole.take(rest), "test": whole.take(drawn)}
         print(f"{folder}: has no test split; data.test_share = {share:g} of it becomes one")
-    labels = splits["test"].labels  # the first test batch shall show all classes
-    splits["test"] = splits["test"].take(
-        interleaved(labels, torch.arange(len(labels)), params.seed)
-    )
     report(roots, classes, splits)
+    everything = torch.arange(len(splits["test"].labels))
+    mixed = interleaved(splits["test"].labels, everything, params.seed)
+    splits["test"] = splits["test"].take(mixed)  # the first test batch shall show all classes
 
-    bad: list[str] = []
-    size = params.model.image_size
+    size, bad = params.model.image_size, []
     for name, split in splits.items():
-        rows = good_images(list(split.paths), size, bad)
-        write_images(name, rows, (len(split.paths), size, size, 3))
-        np.save(PREPARED / f"{name}_labels.npy", split.labels.numpy())
+        read = read_images(list(split.paths), size)
+        bad += write_split(name, read, (len(split.paths), size, size, 3), split.labels.numpy())
     if bad:
         raise InputError(abbreviate(bad, "; "))
     np.save(PREPARED / "train_keys.npy", splits["train"].keys.numpy())
@@ -102,24 +117,54 @@ def prepare_folder(folder: Path, params: Params) -> None:
     write_json(PREPARED / "test_names.json", names)
 
 
-class Files(NamedTuple):
-    """Paths, an array of objects (n,), labels, int64 (n,), and hashes of the files, int64 (n,)."""
+def find_splits(folder: Path) -> dict[str, Path]:
+    """The folders of the splits; without any, `folder` itself as "train"."""
+    if not folder.is_dir():
+        raise layout_error(folder, "is no folder")
+    beside = {path.name.lower(): path for path in sorted(folder.iterdir()) if not hidden(path.name)}
+    splits = {}
+    for split, names in SPLITS.items():
+        if named := [beside[name] for name in names if name in beside]:
+            splits[split] = named[0]
+    if list(splits) == ["test"]:
+        raise layout_error(folder, "has no train split")
+    if ignored := [p.name for p in beside.values() if splits and p not in splits.values()]:
+        print(f"{folder}: ignored {abbreviate(ignored)}")
+    return splits or {"train": folder}
 
-    paths: np.ndarray
-    labels: Tensor
-    keys: Tensor
 
-    @classmethod
-    def of(cls, found: dict[str, list[Path]], classes: list[str]) -> "Files":
-        """The files of each of `classes`."""
-        paths = [path for name in classes for path in found[name]]
-        labels = [label for label, name in enumerate(classes) for _ in found[name]]
-        with ThreadPoolExecutor() as pool:
-            keys = list(pool.map(file_key, paths))
-        return cls(np.array(paths, object), torch.tensor(labels), torch.tensor(keys))
+def find_images(root: Path) -> dict[str, list[Path]]:
+    """The files of each class, in its folder in `root` and below it; a line says what is ignored.
 
-    def take(self, index: Tensor) -> "Files":
-        return Files(self.paths[index.numpy()], self.labels[index], self.keys[index])
+    Raises InputError for a link to a folder: DVC does not hash what it leads to.
+    """
+    found: dict[str, list[Path]] = {}
+    ignored = []
+    for path in (root, *sorted(root.rglob("*"))):
+        parts = path.relative_to(root).parts
+        if any(map(hidden, parts)):
+            continue
+        if path.is_symlink() and path.is_dir():
+            raise InputError(f"{path}: is a link to a folder; replace it by the folder itself")
+        if len(parts) == 1:
+            ignored.append(path.name)
+        elif path.is_file():
+            found.setdefault(unicodedata.normalize("NFC", parts[0]), []).append(path)
+    if ignored := [name for name in ignored if unicodedata.normalize("NFC", name) not in found]:
+        print(f"{root}: ignored {abbreviate(ignored)}: no folder with images", flush=True)
+    return found
+
+
+def hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
+def wanted_classes(params: Params, found: list[str]) -> list[str]:
+    """The names in `data.classes`, or all that are `found`."""
+    wanted = [unicodedata.normalize("NFC", name) for name in params.data.classes or found]
+    if unknown := [name for name in wanted if name not in found]:
+        raise InputError(f"data.classes: no class {unknown[0]}; there are {', '.join(found)}")
+    return wanted
 
 
 def file_key(path: Path) -> int:
@@ -143,78 +188,24 @@ def report(roots: dict[str, Path], classes: list[str], splits: dict[str, Files])
         print(f"copies: {both} test images are also training images, {several} are in two classes")
 
 
-def wanted_classes(params: Params, found: list[str]) -> list[str]:
-    """The names in `data.classes`, or all that are `found`."""
-    wanted = [unicodedata.normalize("NFC", name) for name in params.data.classes or found]
-    if unknown := [name for name in wanted if name not in found]:
-        raise InputError(f"data.classes: no class {unknown[0]}; there are {', '.join(found)}")
-    return wanted
+def write_split(
+    name: str, images: Iterable[np.ndarray | InputError], shape: tuple[int, ...], labels: np.ndarray
+) -> list[str]:
+    """Write `images`, uint8 NHWC of `shape`, and `labels`; the errors that are among the images.
 
-
-def good_images(files: list[Path], size: int, bad: list[str]) -> Iterator[np.ndarray]:
-    """The images in `files`; what is wrong with the others is added to `bad`."""
-    for image in read_images(files, size):
-        if isinstance(image, InputError):
-            bad.append(str(image))
-        else:
-            yield image
-
-
-def write_images(name: str, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
-    """Write `rows` one after another as the array of images of the split `name`.
-
-    Not through a memory map: a full disk would kill the process instead of raising OSError.
+    Row after row, not through a memory map: a full disk would kill the process.
     """
+    errors = []
     with (PREPARED / f"{name}_images.npy").open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for row in rows:
-            file.write(np.ascontiguousarray(row).data)
-
-
-def find_splits(folder: Path) -> dict[str, Path]:
-    """The folders of the splits; without any, `folder` itself as "train"."""
-    if not folder.is_dir():
-        raise layout_error(folder, "is no folder")
-    beside = {path.name.lower(): path for path in visible(folder)}
-    splits = {}
-    for split, names in SPLITS.items():
-        if named := [beside[name] for name in names if name in beside]:
-            splits[split] = named[0]
-    if list(splits) == ["test"]:
-        raise layout_error(folder, "has no train split")
-    if ignored := [p.name for p in beside.values() if splits and p not in splits.values()]:
-        print(f"{folder}: ignored {abbreviate(ignored)}")
-    return splits or {"train": folder}
-
-
-def find_images(root: Path) -> dict[str, list[Path]]:
-    """The files of each class, in its folder in `root` and below it; a line says what is ignored.
-
-    Raises InputError for a link to a folder: DVC does not hash what it leads to.
-    """
-    found: dict[str, list[Path]] = {}
-    ignored = []
-    for top in visible(root):
-        inside = [root, top, *sorted(top.rglob("*"))]
-        if links := [path for path in inside if path.is_symlink() and path.is_dir()]:
-            raise InputError(f"{links[0]}: is a link to a folder; replace it by the folder itself")
-        files = [path for path in inside if path.is_file() and not hidden(path.relative_to(root))]
-        if top.is_dir() and files:
-            found.setdefault(unicodedata.normalize("NFC", top.name), []).extend(files)
-        else:
-            ignored.append(top.name)
-    if ignored:
-        print(f"{root}: ignored {abbreviate(ignored)}: no folder with images", flush=True)
-    return found
-
-
-def hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part.lower() in SYSTEM_FILES for part in path.parts)
-
-
-def visible(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if not hidden(Path(path.name))]
+        for image in images:
+            if isinstance(image, InputError):
+                errors.append(str(image))
+            else:
+                file.write(np.ascontiguousarray(image).data)
+    np.save(PREPARED / f"{name}_labels.npy", labels)
+    return errors
 
 
 def abbreviate(names: list[str], separator: str = ", ") -> str:
