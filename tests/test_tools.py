@@ -41,22 +41,10 @@ def test_without_cuda_the_lock_file_lacks_cuda_and_no_more():
     assert not [name for name in rest if re.search("nvidia|cuda", name)]
 
 
-@pytest.mark.parametrize(
-    ("command", "status", "error"),
-    [
-        (["python", "-c", "import sys; sys.exit(7)"], 7, ""),
-        (["nowhere", "-x"], 1, "error: nowhere: there is no such program in .venv or in PATH\n"),
-    ],
-)
-def test_a_command_runs_in_the_environment_and_its_status_is_kept(tmp_path, command, status, error):
-    code = "from tools import setup; setup.set_up = lambda cpu: None; setup.main()"  # no index
-    done = python(tmp_path, "-c", code, *command, PYTHONPATH=str(ROOT))
-    assert (done.returncode, done.stderr) == (status, error)
-
-
 def test_predictions_of_a_folder_are_those_of_the_evaluation(project, monkeypatch, capsys):
+    """A damaged file is named, and the others are predicted; a file that is named twice, once."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(sys, "argv", ["predict", "stripes/test"])
+    monkeypatch.setattr(sys, "argv", ["predict", "stripes/test", "stripes/test/angle 0/00000.png"])
     damaged = Path("stripes/test/angle 3/00003.png")
     os.truncate(damaged, 600)
     with pytest.raises(SystemExit) as ended:

@@ -1,14 +1,13 @@
 """Make the virtual environment .venv from the hash-locked requirements.txt.
 
-Needs only Python's standard library. A COMMAND, such as `dvc repro`, then runs in the environment.
-With --cpu, for Linux without an NVIDIA GPU, torch comes without its 5 GB of CUDA libraries: the
-locked versions, from PyTorch's own index, whose files pip cannot check against the lock file.
+Needs only Python's standard library. With --cpu, for Linux without an NVIDIA GPU, torch comes
+without its 5 GB of CUDA libraries: the locked versions, from PyTorch's own index, whose files pip
+cannot check against the lock file.
 """
 
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import venv
@@ -16,7 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VENV, LOCK = ROOT / ".venv", ROOT / "requirements.txt"
-SCRIPTS = VENV / ("Scripts" if os.name == "nt" else "bin")
 DONE = VENV / "installed"  # says where, with which Python and from which lock file it was made
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # With these, pip would install into another place. Its indexes, proxies and certificates stay.
@@ -35,7 +33,7 @@ def set_up(cpu: bool) -> None:
     for name in ELSEWHERE:
         os.environ.pop(name, None)
     venv.create(VENV, clear=Path(sys.prefix) != VENV, with_pip=True, symlinks=os.name != "nt")
-    python = str(SCRIPTS / "python")
+    python = str(VENV / ("Scripts" if os.name == "nt" else "bin") / "python")
     pip = [python, "-m", "pip", "install", "--no-deps"]
     requirements = VENV / "requirements.txt"
     requirements.write_text(without_cuda(lock) if cpu else lock, encoding="utf-8")
@@ -60,22 +58,11 @@ def main() -> None:
         "python -m tools.setup", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--cpu", action="store_true", help="torch without CUDA")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="to be run")
-    options = parser.parse_args()
+    cpu = parser.parse_args().cpu
     try:
-        set_up(options.cpu)
+        set_up(cpu)
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: {' '.join(error.cmd[1:4])} failed; its message stands above")
-    if not options.command:
-        return
-    name, *arguments = options.command
-    os.environ["PATH"] = os.pathsep.join((str(SCRIPTS), os.environ.get("PATH", "")))
-    program = shutil.which(name)
-    if not program:
-        sys.exit(f"error: {name}: there is no such program in .venv or in PATH")
-    if os.name == "nt":  # where exec does not wait
-        sys.exit(subprocess.call([program, *arguments]))
-    os.execv(program, [program, *arguments])
 
 
 if __name__ == "__main__":
