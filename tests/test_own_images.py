@@ -1,6 +1,5 @@
 """From a folder of photos to a model in use."""
 
-import csv
 import json
 import re
 import shutil
@@ -15,11 +14,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from stages import download, evaluate, train
 from tools.demo import striped
-from transfer.data import Split, load_json, load_split, shift_and_flip
+from tools.export import export
+from transfer.data import Split, load_json, load_split, shift_and_flip, stratified
 from transfer.images import read_image
 from transfer.model import Network, load, predict, save
 from transfer.run import model_path
-from transfer.settings import MODES, load_params
+from transfer.settings import load_params
 
 PAGE = (ROOT / "docs/own-images.md").read_text(encoding="utf-8")
 CODE = {key: code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S)
@@ -37,34 +37,31 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_names() -> set[str]:
+def drawn_names() -> set[str]:
     """Names of the files in the test split that `download` makes."""
     download.main()
     return {Path(name).name for name in load_json("test_names")}
 
 
-test_names.__test__ = False  # pytest would run it
-
-
 def test_which_images_are_test_images_depends_on_their_files_alone(here):
-    before = test_names()
+    before = drawn_names()
     assert len(before) == 12
     set_params(here, {"seed": 5})
-    assert test_names() == before
+    assert drawn_names() == before
     save_image(Path("photos/a/new.png"), 0, 0, 3, 9, size=(64, 20))
-    assert len(test_names() - {"new.png"} ^ before) <= 1
+    assert len(drawn_names() - {"new.png"} ^ before) <= 1
     Path("photos/a/new.png").unlink()
     renamed = sorted(before)[0]
     [old] = Path("photos").rglob(renamed)
     old.rename(old.with_name("renamed.png"))
-    assert test_names() == before - {renamed} | {"renamed.png"}
+    assert drawn_names() == before - {renamed} | {"renamed.png"}
 
 
 def test_copies_lie_on_the_same_side_and_are_counted(here, capsys):
-    for i, name in enumerate([*sorted(test_names())[:2], "03.png"]):
+    for i, name in enumerate([*sorted(drawn_names())[:2], "03.png"]):
         [path] = Path("photos").rglob(name)
         shutil.copy(path, f"photos/{'ab'[i % 2]}/copy of {name}")
-    names = test_names()
+    names = drawn_names()
     for copy in ("copy of " + name for name in sorted(names) if f"copy of {name}" in names):
         assert copy.removeprefix("copy of ") in names
     assert "copies: 0 test images are also training images" in capsys.readouterr().out
@@ -88,15 +85,10 @@ def test_the_first_test_images_are_of_all_classes_and_the_table_has_their_paths(
 def test_validation_images_depend_on_their_files_too(here):
     download.main()
     data = load_split("train")
-    drawn = [
-        set(
-            data.keys[
-                train.stratified(data.labels, 0.3, ["a", "b"], seed, "", data.keys)[1]
-            ].tolist()
-        )
-        for seed in (0, 1)
-    ]
-    assert drawn[0] == drawn[1] != set()
+    first, other = (
+        stratified(data.labels, 0.3, ["a", "b"], seed, "", data.keys)[1] for seed in (0, 1)
+    )
+    assert set(first.tolist()) == set(other.tolist()) != set()
 
 
 def test_a_large_jpeg_is_read_at_a_reduced_scale_with_nearly_the_same_result(tmp_path):
@@ -152,50 +144,25 @@ def test_evaluate_refuses_models_of_other_classes(project, monkeypatch):
     assert "models/frozen.safetensors: has other classes than the data" in refusal(evaluate.main)
 
 
-def test_predict_takes_folders_and_names_what_it_cannot_read(project):
-    (project / "stripes/test/angle 3/bad.png").write_bytes(b"no image")
-    images = list((project / "stripes/test/angle 3").iterdir())
-    one = "stripes/test/angle 0/00000.png"
-    done = python(project, "-m", "tools.predict", "stripes/test/angle 3", one)
-    assert done.returncode == 1
-    assert done.stderr.count("angle 3/bad.png: is empty, damaged or not an image") == 1
-    with (project / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(images)  # without the bad one, with the one of another folder
-    predicted = {row["path"]: row for row in rows}
-    with (project / "metrics/predictions.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["image"].startswith("test/angle 3/"):
-                for mode in MODES:  # the same as in the evaluation
-                    assert predicted[f"stripes/{row['image']}"][mode] == row[mode]
-
-
-def test_an_exported_model_needs_neither_torch_nor_this_project(project, tmp_path):
-    exported = python(project, "-m", "tools.export", "finetuned")
-    assert exported.returncode == 0, exported.stderr
-    network, images = load(project / model_path("finetuned")), striped(300, 7)[0]
-    wanted = predict(network, torch.from_numpy(images)).softmax(1).numpy()
-    use = (
-        "import sys; sys.modules |= dict.fromkeys(('torch', 'transfer'))\n"
-        "import onnxruntime, numpy\n"
-        "session = onnxruntime.InferenceSession('finetuned.onnx')\n"
-        "[found] = session.run(None, {'images': numpy.load('images.npy')})\n"
-        "numpy.save('found.npy', found)"
-    )
-    np.save(project / "images.npy", images)
-    assert python(project, "-c", use).returncode == 0
-    assert abs(np.load(project / "found.npy") - wanted).max() < 1e-4
-
-
 @pytest.mark.parametrize("key", ["onnxruntime", "transfer.model"])
 def test_the_code_of_the_page_uses_a_model(project, key):
+    """An exported one without torch and this project."""
+    code = CODE[key].replace("digits/3/0003.png", "stripes/test/angle 3/00003.png")
     if key == "onnxruntime":
-        python(project, "-m", "tools.export", "finetuned")
-    picture = sorted((project / "stripes/test/angle 3").iterdir())[0].relative_to(project)
-    code = CODE[key].replace("digits/3/0003.png", picture.as_posix())
+        assert python(project, "-m", "tools.export", "finetuned").returncode == 0
+        code = f"import sys; sys.modules |= dict.fromkeys(('torch', 'transfer'))\n{code}"
     done = python(project, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("angle ")
+
+
+def test_an_exported_model_agrees_with_prediction(project, monkeypatch):
+    """Of noise, which shows every rounding, in images that are shrunk and enlarged."""
+    monkeypatch.chdir(project)
+    network = load(model_path("finetuned"))
+    for pixels in (19, 224):
+        noise = torch.randint(0, 256, (40, pixels, pixels, 3), dtype=torch.uint8)
+        assert export(network, noise, Path("a.onnx")) < 1e-4
 
 
 def test_a_setting_that_no_stage_reads_is_refused(project):
