@@ -36,7 +36,7 @@ bench: setup  ## measure what docs/benchmark.md reports: an hour; needs make rep
 	python -m pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 	python -m benchmarks.bench
 
-bench-folder: setup  ## measure folders of photos against ImageFolder; 30 minutes; needs make repro first
+bench-folder: setup  ## measure folders of photos against ImageFolder; 20 minutes; needs make repro first
 	python -m benchmarks.folder
 
 test: setup  ## run the tests
