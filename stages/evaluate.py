@@ -20,7 +20,8 @@ BINS = 15  # of confidence, as in Guo et al. 2017
 def main() -> None:
     params, classes = load_params(), load_json("classes")
     device = set_up_torch(params.train.device, params.train.threads)
-    images, labels = load_split("test").images, load_split("test").labels.numpy()
+    test = load_split("test")
+    labels = test.labels.numpy()
 
     answer, correct, backbones = {}, {}, []
     details: dict[str, float] = {}
@@ -35,25 +36,19 @@ def main() -> None:
         backbones.append(network.backbone.body)
         if mode == "frozen":
             freeze(network.backbone)
-        probabilities = predict(network, images).double().softmax(1).numpy()
+        probabilities = predict(network, test.images).double().softmax(1).numpy()
         predicted, confidence = probabilities.argmax(1), probabilities.max(1)
         correct[mode] = predicted == labels
         likelihood = probabilities[range(len(labels)), labels].clip(np.finfo(float).tiny)
         bins = calibration(confidence, correct[mode])
         gaps = [row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins]
-        scores = dict(
-            zip(
-                ("precision", "recall", "f1"),
-                precision_recall_fscore_support(
-                    labels, predicted, labels=range(len(classes)), zero_division=0
-                ),
-                strict=False,
-            )
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            labels, predicted, labels=range(len(classes)), zero_division=0
         )
         answer[f"{mode}.accuracy"] = float(correct[mode].mean())
         details |= {
-            f"{mode}.balanced_accuracy": float(scores["recall"].mean()),
-            f"{mode}.macro_f1": float(scores["f1"].mean()),
+            f"{mode}.balanced_accuracy": float(recall.mean()),
+            f"{mode}.macro_f1": float(f1.mean()),
             f"{mode}.loss": float(-np.log(likelihood).mean()),
             f"{mode}.ece": sum(gaps) / len(labels),  # Guo et al. 2017, equation 3
             f"{mode}.temperature": network.temperature.item(),
@@ -62,9 +57,14 @@ def main() -> None:
         }
         write_csv(METRICS / "calibration" / f"{mode}.csv", bins)
         for row, label, share in zip(predictions, predicted, confidence, strict=True):
-            row |= {mode: classes[label], f"{mode}_confidence": round(float(share), 4)}
-        for label, scored in enumerate(per_class):
-            scored |= {f"{mode}_{name}": float(values[label]) for name, values in scores.items()}
+            row |= {mode: classes[label], f"{mode}_confidence": round(float(share), 8)}
+        for row, *scores in zip(per_class, precision, recall, f1, strict=True):
+            row |= zip(
+                (f"{mode}_{name}" for name in ("precision", "recall", "f1")), scores, strict=True
+            )
+
+    for label, row in enumerate(per_class):  # the change of this class alone
+        row |= compare(*(correct[mode][labels == label] for mode in MODES))
 
     moved = movement(*backbones)
     answer |= compare(correct["frozen"], correct["finetuned"])
@@ -74,7 +74,9 @@ def main() -> None:
     write_csv(METRICS / "movement.csv", moved)
     write_csv(METRICS / "per_class.csv", per_class)
     write_csv(METRICS / "predictions.csv", predictions)
-    frozen, finetuned, gain, low, high = (f"{100 * value:.2f}" for value in answer.values())
+    # Adding 0 makes 0 of -0.
+    values = (f"{round(100 * value, 2) + 0:.2f}" for value in answer.values())
+    frozen, finetuned, gain, low, high = values
     print(
         f"Accuracy on the test set: frozen {frozen} %, finetuned {finetuned} %: fine-tuning adds "
         f"{gain} percentage points (95 % interval {low} to {high})",

@@ -1,6 +1,7 @@
 """Stage `render`: the figures in figures/."""
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from transfer import figures
 from transfer.data import load_json, load_split
@@ -32,20 +33,16 @@ def main() -> None:
         changed[f"{heading}, the most confident first"] = surest(mode, only, 24)
         heading = f"Mistakes of {mode}: {(~right[mode]).sum():,}, the most confident first"
         mistakes[heading] = surest(mode, ~right[mode], 16)
+    first = {mode: f"{mode} {right[mode][:count].sum()}" for mode in MODES}
+    heading = f"The first test batch, correct of {len(true[:count])}: {', '.join(first.values())}"
     sections = {
-        "first_batch": {"The first test batch": np.arange(len(true))[:count]},
+        "first_batch": {heading: np.arange(len(true))[:count]},
         "first_rows": {"The first test images": np.arange(len(true))[: min(count, 16)]},
         "changed": changed,
         "mistakes": mistakes,
     }
     best = {mode: list(zip(predicted[mode], confidence[mode], strict=True)) for mode in MODES}
-
-    number = {name: i for i, name in enumerate(classes)}
-    matrices = {mode: np.zeros((len(classes), len(classes)), int) for mode in MODES}
-    for mode, counts in matrices.items():
-        for row in table:
-            counts[number[row["label"]], number[row[mode]]] += 1
-
+    matrices = [confusion_matrix(true, predicted[mode], labels=classes) for mode in MODES]
     curves = {mode: read_csv(METRICS / "curves" / f"{mode}.csv") for mode in MODES}
     drawn = {
         name: figures.image_grid(images.numpy(), list(true), best, shown, names_are_true=True)
@@ -53,7 +50,7 @@ def main() -> None:
     } | {
         "learning_curves": figures.learning_curves(curves),
         "confusion": figures.confusion(matrices, classes),
-        "per_class": figures.per_class(matrices, classes),
+        "per_class": figures.per_class(read_csv(METRICS / "per_class.csv")),
         "movement": figures.movement(read_csv(METRICS / "movement.csv")),
     }
     for name, figure in drawn.items():

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ import numpy as np
 os.environ["MPLBACKEND"] = "Agg"
 from matplotlib import font_manager, ticker
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
@@ -19,6 +20,9 @@ CORRECT, WRONG = "#007A5A", "#B3261E"
 MAX_SHOWN = 30  # classes, or blocks, in one figure: the hardest, or the deepest
 # The first comes with matplotlib; the others have more characters, where they are installed.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Microsoft YaHei", "Arial Unicode MS")
+BETTER = LinearSegmentedColormap.from_list(
+    "better", [COLOURS["finetuned"], "white", COLOURS["frozen"]]
+)
 PERCENT = ticker.FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 plt.rcdefaults()  # not what a matplotlibrc of this machine says
@@ -32,7 +36,7 @@ plt.rcParams.update(
         "axes.titlelocation": "left",
         "axes.titleweight": "bold",
         "legend.frameon": False,
-        "savefig.dpi": 110,
+        "savefig.dpi": 200,
     }
 )
 
@@ -63,51 +67,42 @@ def image_grid(
     indices of the images, int (n,), under each heading. If the names are the true classes, a
     correct prediction is green with a tick; a wrong one is red, bold, with a cross.
     """
-    columns = max(1, min(8, max(map(len, sections.values()))))
-    width = max(8.2, 1.72 * columns)  # in inches, as all lengths here
-    heights = [2.28 * -(-len(index) // columns) + 0.8 for index in sections.values()]
+    columns = max(4, min(8, max(map(len, sections.values()))))
+    margin, step, high = 1, 1.64, 2.25  # in inches, as all lengths here
+    width = margin + step * columns
+    heights = [high * -(-len(index) // columns) + 0.8 for index in sections.values()]
     total = top = sum(heights)
     figure = plt.figure(figsize=(width, total), layout="none")
     for (heading, index), height in zip(sections.items(), heights, strict=True):
+        figure.text(0.1 / width, (top - 0.18) / total, heading, weight="bold", size=17, va="top")
         for position, i in enumerate(index):
-            left = 1.72 * (position % columns) + 0.1
-            bottom = top - (0.7 + 2.28 * (position // columns) + 1.5)
-            inches = np.array([left, bottom, 1.5, 1.5])
+            left = margin + step * (position % columns)
+            bottom = top - (0.6 + high * (position // columns) + 1.44)
+            inches = np.array([left, bottom, 1.44, 1.44])
             axes = figure.add_axes(tuple(inches / (width, total, width, total)))
-            axes.imshow(images[i], interpolation="bicubic")
+            axes.imshow(images[i], interpolation="nearest")
             axes.set_axis_off()
-            write_predictions(axes, names[i], {m: best[m][i] for m in COLOURS}, names_are_true)
-        lines = list(COLOURS)
-        if names_are_true:
-            correct = {mode: sum(best[mode][i][0] == names[i] for i in index) for mode in COLOURS}
-            lines = [f"{mode} ({count} of {len(index)} correct)" for mode, count in correct.items()]
-        what = "the true class" if names_are_true else "the file"
-        note = f"Below each image: {what}; prediction and confidence of {'; of '.join(lines)}."
-        x, y = 0.1 / width, (top - np.array([0.18, 0.45])) / total
-        figure.text(x, y[0], heading, weight="bold", size=15, va="top")
-        figure.text(x, y[1], note, size=10.5, va="top")
+            lines = [("class" if names_are_true else "file", fit_text(names[i], 16), "black", True)]
+            for mode, colour in COLOURS.items():
+                label, share = best[mode][i]
+                text, wrong = f"{fit_text(label, 10)} {percent(share)}", names_are_true
+                if names_are_true:
+                    wrong = label != names[i]
+                    colour, text = (WRONG, f"✗ {text}") if wrong else (CORRECT, f"✓ {text}")
+                lines.append((mode, text, colour, wrong))
+            for line, (row, text, colour, bold) in enumerate(lines):
+                style: dict[str, Any] = {"va": "top", "transform": axes.transAxes}
+                y, weight = -0.06 - 0.15 * line, "bold" if bold else "normal"
+                axes.text(0, y, text, size=10, color=colour, weight=weight, **style)
+                if position % columns == 0:  # what the line is, once in each row of images
+                    axes.text(-0.08, y, row, size=10, color="0.35", ha="right", **style)
         top -= height
     return figure
 
 
-def write_predictions(
-    axes: Axes, name: str, best: dict[str, tuple[str, float]], name_is_true: bool
-) -> None:
-    """Below an image its name and, in a line for each mode, the prediction and its confidence."""
-    lines = [(fit_text(name, 17), "black", "bold", 10.5)]
-    for mode, colour in COLOURS.items():
-        label, probability = best[mode]
-        mark, weight = "", "normal"
-        if name_is_true:
-            correct = label == name
-            mark, colour = ("✓ ", CORRECT) if correct else ("✗ ", WRONG)
-            weight = "normal" if correct else "bold"
-        lines.append((f"{mark}{fit_text(label, 11)} {probability:.0%}", colour, weight, 9.5))
-    for number, (text, colour, weight, size) in enumerate(lines):
-        axes.text(
-            0, -0.06 - 0.13 * number, text, color=colour, weight=weight, size=size,
-            transform=axes.transAxes, va="top",
-        )  # fmt: skip
+def percent(share: float) -> str:
+    """Without decimals, and never rounded to certainty."""
+    return f"{100 * share:.0f} %" if share < 0.995 else ">99 %"
 
 
 def movement(rows: list[dict[str, str]]) -> Figure:
@@ -121,99 +116,118 @@ def movement(rows: list[dict[str, str]]) -> Figure:
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("norm of the change of the weights, relative to their norm before")
-    axes.set_title("How far fine-tuning moved each block")
+    axes.set_title(f"Fine-tuning changed the backbone's weights by {100 * moved[-1]:.1f} %")
     axes.grid(axis="x", alpha=0.25)
     return figure
 
 
 def learning_curves(curves: dict[str, list[dict[str, str]]]) -> Figure:
-    """Accuracy and loss after each epoch; `curves[mode]` are the rows of metrics/curves/."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    titles = ("Accuracy", "Loss (nats; training: smoothed labels)")
-    for axes, name, title in zip(panels, ("accuracy", "loss"), titles, strict=True):
-        for mode, rows in curves.items():
-            for part, style, seen in (
-                ("validation", "-", "validation"), ("train", ":", "training (augmented)")
-            ):  # fmt: skip
-                axes.plot(
-                    range(1, len(rows) + 1), [float(row[f"{part}_{name}"]) for row in rows], style,
-                    color=COLOURS[mode], marker=MARKERS[mode] if style == "-" else None,
-                    markersize=4, label=f"{mode}, {seen}",
-                )  # fmt: skip
-        axes.set_title(title)
-        axes.set_xlabel("epoch (finetuned: the images grow until the last epoch)")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-    panels[0].yaxis.set_major_formatter(PERCENT)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    """Accuracy after each epoch of both modes; `curves[mode]` are the rows of metrics/curves/."""
+    figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
+    ticks: list[str] = []
+    final = []
+    for mode, rows in curves.items():
+        x = np.arange(len(rows)) + len(ticks)
+        for part, style, marker in (("train", ":", ""), ("validation", "-", MARKERS[mode])):
+            y = [float(row[f"{part}_accuracy"]) for row in rows]
+            name = "training (augmented images)" if part == "train" else "validation"
+            axes.plot(x, y, style, color=COLOURS[mode], marker=marker, label=f"{mode}, {name}")
+        final.append(f"{100 * y[-1]:.1f} % {mode}")
+        if ticks:
+            axes.axvline(x[0] - 0.5, color="0.5", linestyle="--", linewidth=1)
+            where = axes.get_xaxis_transform()
+            axes.text(x[0] - 0.4, 0.02, "the backbone learns too", color="0.35", transform=where)
+        ticks += [row["epoch"] for row in rows]
+    step = -(-len(ticks) // 30)
+    axes.set_xticks(range(0, len(ticks), step), ticks[::step])
+    axes.set_xlabel("epoch of each phase")
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_title(f"Validation accuracy at the end: {', '.join(final)}")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def hardest_classes(matrices: dict[str, np.ndarray]) -> np.ndarray:
-    """The indices, in order, of the MAX_SHOWN classes with the lowest mean recall of both modes."""
-    recall = sum(counts.diagonal() / counts.sum(1) for counts in matrices.values())
+def hardest(recall: np.ndarray) -> np.ndarray:
+    """The indices, in order, of the MAX_SHOWN classes with the lowest `recall`, float (n,)."""
     return np.sort(np.argsort(recall, kind="stable")[:MAX_SHOWN])
 
 
-def confusion(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
-    """Both confusion matrices, int (classes, classes), true classes in rows, as % of each row.
+def confusion(matrices: Sequence[np.ndarray], classes: list[str]) -> Figure:
+    """The fine-tuned model's confusion matrix, true classes in rows, and how it differs from the
+    frozen model's. Of many classes, the hardest.
 
-    Of many classes, the hardest; a last column then counts the predictions of all others.
+    `matrices` are both models' counts, int (classes, classes), frozen first.
     """
-    shown = hardest_classes(matrices)
+    frozen, finetuned = matrices
+    recall = (frozen + finetuned).diagonal() / (frozen + finetuned).sum(1)
+    shown = hardest(recall)
     labels = [fit_text(classes[i], 17) for i in shown]
-    columns = labels + (["others"] if len(shown) < len(classes) else [])
-    size = max(4.2, 0.42 * len(labels) + 1.6)
+    size = max(4.2, 0.46 * len(labels) + 1.6)
     figure, panels = plt.subplots(
-        1, len(matrices), figsize=(2 * size + 0.6, size + 0.5), layout="constrained", sharey=True
+        1, 2, figsize=(2 * size + 0.6, size + 0.5), layout="constrained", sharey=True
     )
-    for axes, (mode, counts) in zip(panels, matrices.items(), strict=True):
-        share = 100 * counts[shown] / counts[shown].sum(1, keepdims=True)
-        inside = np.column_stack([share[:, shown], 100 - share[:, shown].sum(1)])[:, : len(columns)]
-        axes.imshow(inside, cmap="Blues", vmin=0, vmax=100)
-        for (row, column), value in np.ndenumerate(inside):
-            axes.text(
-                column, row, str(int(value + 0.5) or "·"), ha="center", va="center",
-                size=9, color="white" if value > 55 else "black",
-            )  # fmt: skip
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor"
-        )
+    inside = np.ix_(shown, shown)
+    diagonal, images = np.eye(len(shown), dtype=bool), finetuned[shown].sum(1, keepdims=True)
+    change = (finetuned - frozen)[inside]
+    better = np.where(diagonal, change, -change) / images  # more of what is correct, less of errors
+    errors = np.where(diagonal, 0, finetuned[inside]) / images
+    row, column = np.unravel_index(errors.argmax(), errors.shape)
+    worst = f"finetuned: most often {labels[row]} is taken for {labels[column]}"
+    drawn = [
+        (finetuned[inside], errors, "Blues", 0, worst),
+        (change, better, BETTER, -1, "finetuned minus frozen (blue: better, orange: worse)"),
+    ]
+    for axes, (counts, colours, cmap, low, title) in zip(panels, drawn, strict=True):
+        high = max(abs(colours).max(), 1e-9)
+        axes.imshow(colours, cmap=cmap, vmin=low * high, vmax=high)
+        for (row, column), value in np.ndenumerate(counts):
+            text = f"{value:+d}" if low and value else str(value or "·")
+            dark = abs(colours[row, column]) > 0.6 * high
+            axes.text(column, row, text, ha="center", va="center", size=9,
+                      color="white" if dark else "black",
+                      weight="bold" if row == column else "normal")  # fmt: skip
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(labels)), labels)
-        axes.set_title(f"{mode}: accuracy {100 * np.trace(counts) / counts.sum():.2f} %")
+        axes.set_title(title)
         axes.set_xlabel("predicted class")
     panels[0].set_ylabel("true class")
-    which = f", the {len(shown)} hardest of {len(classes):,} classes" if columns != labels else ""
-    figure.suptitle(
-        f"Confusion matrix: % of the images of each true class{which}", x=0.01, ha="left"
-    )
+    if len(shown) < len(classes):
+        which = f"The {len(shown)} hardest of {len(classes):,} classes"
+        figure.suptitle(which, x=0.01, ha="left")
     return figure
 
 
-def per_class(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
-    """The accuracy on each class (its recall) in both modes, the hardest class at the bottom."""
-    shown = hardest_classes(matrices)
-    recall = {mode: (m.diagonal() / m.sum(1))[shown] for mode, m in matrices.items()}
-    order = np.argsort(recall["frozen"], kind="stable")
+def per_class(rows: list[dict[str, str]]) -> Figure:
+    """The accuracy on each class (its recall) in both modes, the hardest class at the bottom.
+
+    `rows` are those of metrics/per_class.csv. Of many classes, the hardest.
+    """
+    recalls = np.array([[float(row[f"{mode}_recall"]) for mode in COLOURS] for row in rows])
+    shown = hardest(recalls.mean(1))
+    shown = shown[np.argsort(recalls[shown, 0], kind="stable")]
     y = np.arange(len(shown))
-    figure, axes = plt.subplots(figsize=(8.5, 0.42 * len(shown) + 1.6), layout="constrained")
-    frozen, finetuned = (recall[mode][order] for mode in COLOURS)
-    axes.hlines(y, frozen, finetuned, color="0.75", linewidth=3, zorder=1)
-    for mode, marker in MARKERS.items():
-        values = recall[mode][order]
-        axes.scatter(values, y, 70, COLOURS[mode], marker=marker, label=mode, zorder=2)
-    for position, before, after in zip(y, frozen, finetuned, strict=True):
+    figure, axes = plt.subplots(figsize=(8.5, 0.42 * len(shown) + 1.8), layout="constrained")
+    axes.hlines(y, *recalls[shown].T, color="0.75", linewidth=3, zorder=1)
+    for values, mode in zip(recalls[shown].T, COLOURS, strict=True):
+        axes.scatter(values, y, 70, COLOURS[mode], marker=MARKERS[mode], label=mode, zorder=2)
+    clear = [float(rows[i]["mcnemar_p"]) < 0.05 for i in shown]
+    for place, (before, after), sure in zip(y, recalls[shown], clear, strict=True):
         axes.annotate(
-            f"{100 * (after - before):+.1f}", (max(before, after), position), (9, 0),
-            textcoords="offset points", va="center", size=10,
+            f"{100 * (after - before) + 0:+.1f}{' *' if sure else ''}", (max(before, after), place),
+            (9, 0), textcoords="offset points", va="center", weight="bold" if sure else "normal",
         )  # fmt: skip
-    axes.set_yticks(y, [fit_text(classes[i], 24) for i in shown[order]])
+    axes.set_yticks(y, [fit_text(rows[i]["class"], 24) for i in shown])
     axes.xaxis.set_major_locator(ticker.MaxNLocator(steps=[1, 2, 5, 10]))  # whole per cents
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.set_xlabel("accuracy on the test images of the class")
-    axes.margins(x=0.1)
+    axes.set_xlabel(
+        "accuracy on the test images of the class; gain in percentage points\n"
+        "* clear change of this class (McNemar's test, p < 0.05)"
+    )
+    axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.25)
-    which = "" if len(shown) == len(classes) else f", the {len(shown)} hardest of {len(classes):,}"
-    axes.set_title(f"Accuracy per class{which}; gain of fine-tuning in percentage points")
+    gains = recalls[:, 1] > recalls[:, 0]
+    which = f" (the {len(shown)} hardest are shown)" if len(shown) < len(rows) else ""
+    axes.set_title(f"Fine-tuning helps {gains.sum():,} of {len(rows):,} classes{which}")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
