@@ -81,7 +81,7 @@ def watch(process: psutil.Process, peak: list[int]) -> None:
         for one in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):  # it has just ended
                 memory = one.memory_info()
-                total += memory.rss - memory.shared
+                total += memory.rss - getattr(memory, "shared", 0)
         peak[0] = max(peak[0], total // 2**20)
         time.sleep(0.2)
 
