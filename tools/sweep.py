@@ -1,14 +1,17 @@
 """Run the experiments of a sweep of tools/sweeps.yaml; write docs/NAME.csv and docs/NAME.png.
 
 The table has a row for each experiment: each setting in which any of them differs from the last
-commit, the minutes of the whole pipeline, and both accuracies on the test set.
+commit, the minutes of the whole pipeline, how far the weights of the backbone moved, and both
+modes' accuracies on the validation images, by which settings are chosen, and on the test set.
 """
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -60,19 +63,22 @@ def experiments(name: str) -> list[dict[str, Any]]:
         if found["State"] not in (None, "", "Success"):
             raise InputError(f"{found['Experiment']}: {found['State']}; run or remove it first")
         rev = found["rev"]
-        cost = json.loads(dvc.api.read(COST.as_posix(), rev=rev, encoding="utf-8"))
-        minutes = round(sum(stage["seconds"] for stage in cost.values()) / 60, 1)
+        read = partial(dvc.api.read, rev=rev, encoding="utf-8")
         settings.append(flatten(dvc.api.params_show(rev=rev)))
-        lock = yaml.safe_load(dvc.api.read("dvc.lock", rev=rev, encoding="utf-8"))
-        for stage in lock["stages"].values():
+        for stage in yaml.safe_load(read("dvc.lock"))["stages"].values():
             used = flatten(stage.get("params", {}).get("params.yaml", {}))
             if old := [key for key in used if settings[-1].get(key) != used[key]]:
                 raise InputError(
                     f"{found['Experiment']}: its results are older than its {old[0]}; run it again "
                     "without the name of a stage, or remove it"
                 )
-        accuracies = {f"{mode}.accuracy": found[f"{mode}.accuracy"] for mode in MODES}
-        results.append({"minutes": minutes} | accuracies)
+        costs = json.loads(read(COST.as_posix())).values()
+        row = {"minutes": round(sum(stage["seconds"] for stage in costs) / 60, 1)}
+        row["moved"] = json.loads(read("metrics/details.json"))["finetuned.moved"]
+        for mode in MODES:
+            *_, last = csv.DictReader(read(f"metrics/curves/{mode}.csv").splitlines())
+            row[f"{mode}.validation"] = last["validation_accuracy"]
+        results.append(row | {f"{mode}.accuracy": found[f"{mode}.accuracy"] for mode in MODES})
     differing = [key for key in committed if any(s[key] != committed[key] for s in settings)]
     rows = [{key: s[key] for key in differing} | r for s, r in zip(settings, results, strict=True)]
     return sorted(rows, key=lambda row: [(str(type(v)), v) for v in row.values()])
@@ -112,6 +118,43 @@ def draw(rows: list[dict[str, str]], x: str, split: str | None, about: str) -> f
     return figure
 
 
+def gains(seeds: list[dict[str, str]], longer: list[dict[str, str]]) -> tuple[list[float], ...]:
+    """What each seed gains over its frozen model by fine-tuning, and by longer training."""
+    frozen = {row["seed"]: float(row["frozen.accuracy"]) for row in seeds}
+    return tuple(
+        [float(row[f"{mode}.accuracy"]) - frozen[row["seed"]] for row in rows]
+        for rows, mode in ((seeds, "finetuned"), (longer, "frozen"))
+    )
+
+
+def answer(seeds: list[dict[str, str]], longer: list[dict[str, str]]) -> figures.Figure:
+    """Every seed's accuracy: frozen, frozen for as long as both phases take, and fine-tuned."""
+    groups = {
+        "frozen": (seeds, "frozen"),
+        "frozen, trained for\nas long as both phases": (longer, "frozen"),
+        "fine-tuned": (seeds, "finetuned"),
+    }
+    figure, axes = figures.plt.subplots(figsize=(8.5, 3), layout="constrained")
+    for y, (rows, mode) in enumerate(groups.values()):
+        values, colour = [float(row[f"{mode}.accuracy"]) for row in rows], figures.COLOURS[mode]
+        axes.plot(values, [y] * len(values), "|", color=colour, markersize=18, markeredgewidth=2)
+        axes.plot(mean(values), y, figures.MARKERS[mode], color=colour, markersize=9)
+        axes.annotate(f"{100 * mean(values):.1f} %", (max(values), y), (10, 0), color=colour,
+                      textcoords="offset points", va="center", weight="bold")  # fmt: skip
+    gain, more = gains(seeds, longer)
+    axes.set(
+        title=f"Fine-tuning adds {100 * mean(gain):.1f} percentage points; training the head for\n"
+        f"as long adds {100 * mean(more):.1f}",
+        xlabel="accuracy on the test set: each seed, and the mean",
+        ylim=(2.5, -0.5),
+    )
+    axes.set_yticks(range(3), [f"{name} ({len(rows)} seeds)" for name, (rows, _) in groups.items()])
+    axes.xaxis.set_major_formatter(figures.PERCENT)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
 def main() -> None:
     names = "\n".join(f"  {name:10} {sweep['about']}" for name, sweep in SWEEPS.items())
     parser = argparse.ArgumentParser(
@@ -132,6 +175,9 @@ def main() -> None:
     if "x" in sweep:
         figure = draw(read_csv(table), sweep["x"], sweep.get("split"), sweep["about"])
         figures.save(figure, table.with_suffix(".png"))
+    both = [Path("docs", f"{name}.csv") for name in ("seeds", "longer")]
+    if table in both and all(path.exists() for path in both):
+        figures.save(answer(*map(read_csv, both)), Path("docs/answer.png"))
 
 
 if __name__ == "__main__":
