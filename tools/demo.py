@@ -1,8 +1,8 @@
 """Transfer learning on small generated images, in a temporary clone: nothing is downloaded.
 
-A network is trained from scratch on many images of sloping stripes. Its first blocks are then the
-pretrained weights for another task with few images, of diamonds: trained from scratch, frozen and
-fine-tuned. The figures and tables of the transfer stay in demo/.
+A network is trained from scratch on many images of sloping stripes. The weights of its first blocks
+are then the pretrained weights for another task, which has few images, of diamonds. For this task,
+networks are trained from scratch, frozen and fine-tuned. Their figures and tables stay in demo/.
 """
 
 import argparse
