@@ -8,7 +8,6 @@ import hashlib
 import io
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from transfer.run import (
     set_up_torch,
     write_csv,
 )
-from transfer.settings import FinetunedSettings, InputError, Params, load_params
+from transfer.settings import MODES, FinetunedSettings, InputError, Params, load_params
 
 CACHE_BYTES = 2 * 2**30  # of feature maps on disk
 Extract = Callable[[Tensor, torch.Generator], Tensor]
@@ -357,4 +356,4 @@ def init_distributed(device: torch.device) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    run_stage(f"train@{sys.argv[1]}", lambda: main(sys.argv[1]))
+    run_stage("train", main, MODES)

@@ -38,7 +38,7 @@ def dying(*arguments):
 
 if mode == target:
     setattr(owner, name, dying)
-train.run_stage(f"train@{mode}", lambda: train.main(mode))
+train.run_stage("train", train.main, ["frozen", "finetuned"])
 """
 
 

@@ -1,28 +1,45 @@
 """The programs in tools/, without what needs the internet; test_verify.py has verify."""
 
-import importlib
 import os
 import re
+import runpy
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT, commit, dvc, python, refusal
+from helpers import ROOT, commit, dvc, python, refusal, start
 from PIL import Image
 
 from tools import predict, setup
 from transfer.run import model_path, read_csv
 from transfer.settings import MODES
 
+PROGRAMS = [
+    "stages.download", "stages.evaluate", "stages.network", "stages.render", "stages.train",
+    "transfer.settings", "tools.demo", "tools.export", "tools.notebook", "tools.predict",
+    "tools.setup", "tools.sweep", "tools.verify",
+]  # fmt: skip
 
-@pytest.mark.parametrize("name", ["demo", "export", "predict", "setup", "sweep", "verify"])
-def test_every_program_says_how_it_is_used(monkeypatch, capsys, name):
-    monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        importlib.import_module(f"tools.{name}").main()
-    assert capsys.readouterr().out.startswith(f"usage: python -m tools.{name} [-h]")
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_says_how_it_is_used_and_refuses_unknown_options(monkeypatch, capsys, name):
+    for option, status in (("--help", "0"), ("--unknown", "2")):
+        monkeypatch.setattr(sys, "argv", [name, option])
+        with pytest.raises(SystemExit, match=status), warnings.catch_warnings(action="ignore"):
+            runpy.run_module(name, run_name="__main__")
+        assert re.search(rf"usage: python -m {name} \[-h\]", "".join(capsys.readouterr()))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    code = "from transfer.run import run_tool; run_tool(lambda: print('line\\n' * 100_000))"
+    with start(tmp_path, "-c", code, variables={"PYTHONPATH": str(ROOT)}) as child:
+        assert child.stdout.readline() == "line\n"
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 0
 
 
 def test_an_old_python_is_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """The frame of a stage or tool: paths, errors in one line, device, cost, reading and writing."""
 
+import argparse
 import csv
 import ctypes
 import json
@@ -8,7 +9,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -37,26 +38,39 @@ def assets_dir() -> Path | None:
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run `main`; what the user can mend ends in one line instead of a traceback."""
+    """Run `main`; what the user can correct ends in one line instead of a traceback."""
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:  # OSError: a missing file, no permission, a full disk
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
 
 
-def run_stage(name: str, main: Callable[[], object]) -> None:
-    """Run `main`, then record its time and machine in metrics/cost.json."""
+def run_stage(name: str, main: Callable[..., object], modes: Sequence[str] = ()) -> None:
+    """Run `main`, with the mode on the command line if there are `modes`, then record its time and
+    machine in metrics/cost.json.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m stages.{name}",
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    if modes:
+        parser.add_argument("mode", choices=modes)
+    given = vars(parser.parse_args()).values()
     start = time.perf_counter()
-    run_tool(main)
+    run_tool(lambda: main(*given))
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         return  # of the processes that torchrun started, the first one records
     seconds = round(time.perf_counter() - start, 1)
     costs: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         costs = json.loads(COST.read_text(encoding="utf-8"))
-    costs[name] = {"seconds": seconds, "machine": machine()}
+    costs["@".join([name, *given])] = {"seconds": seconds, "machine": machine()}
     write_json(COST, costs)
 
 

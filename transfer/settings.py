@@ -1,5 +1,6 @@
 """params.yaml, checked. `params` always means all settings, `settings` one section of them."""
 
+import argparse
 import sys
 from typing import Annotated, Any, Literal, Self
 
@@ -123,7 +124,11 @@ def _explain(error: Any) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        "python -m transfer.settings", description="Check a file of settings."
+    )
+    parser.add_argument("path", nargs="?", default="params.yaml")
     try:
-        load_params(*sys.argv[1:])
+        load_params(parser.parse_args().path)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
