@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from transfer.data import interleaved, stratified
-from transfer.images import read_images
+from transfer.images import hidden, read_images
 from transfer.run import OFFLINE, PREPARED, assets_dir, run_stage, write_json
 from transfer.settings import InputError, Params, load_params
 
@@ -23,7 +23,6 @@ SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),
 }
-SYSTEM_FILES = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")  # ignored like hidden files
 MAX_NAMED = 10  # names in one message
 
 
@@ -81,8 +80,11 @@ def prepare_folder(folder: Path, params: Params) -> None:
     roots = find_splits(folder)
     found = {name: find_images(root) for name, root in roots.items()}
     classes = wanted_classes(params, sorted(found["train"]))
-    if only := sorted(set(found["train"]) ^ set(found.get("test", found["train"]))):
-        raise layout_error(folder, f"only one of its splits has {abbreviate(only)}")
+    only = set(found["train"]) ^ set(found.get("test", found["train"]))
+    if params.data.classes:
+        only &= set(classes)
+    if only:
+        raise layout_error(folder, f"only one of its splits has {abbreviate(sorted(only))}")
     if len(classes) < 2:
         raise layout_error(folder, "has images of fewer than two classes")
 
@@ -118,19 +120,29 @@ def prepare_folder(folder: Path, params: Params) -> None:
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
-    """The folders of the splits; without any, `folder` itself as "train"."""
+    """The folders of the splits, which have folders of classes; else `folder` itself as "train"."""
     if not folder.is_dir():
         raise layout_error(folder, "is no folder")
-    beside = {path.name.lower(): path for path in sorted(folder.iterdir()) if not hidden(path.name)}
-    splits = {}
+    folders = [path for path in visible(folder) if path.is_dir()]
+    splits: dict[str, Path] = {}
+    without = []
     for split, names in SPLITS.items():
-        if named := [beside[name] for name in names if name in beside]:
-            splits[split] = named[0]
+        for path in (path for name in names for path in folders if path.name.lower() == name):
+            if any(inside.is_dir() for inside in visible(path)):
+                splits.setdefault(split, path)
+            else:
+                without.append(path.name)
     if list(splits) == ["test"]:
         raise layout_error(folder, "has no train split")
-    if ignored := [p.name for p in beside.values() if splits and p not in splits.values()]:
+    if not splits and len(without) > 1:
+        raise layout_error(folder, f"{' and '.join(without)} have no class folders")
+    if ignored := [p.name for p in visible(folder) if splits and p not in splits.values()]:
         print(f"{folder}: ignored {abbreviate(ignored)}")
     return splits or {"train": folder}
+
+
+def visible(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not hidden(Path(path.name))]
 
 
 def find_images(root: Path) -> dict[str, list[Path]]:
@@ -141,22 +153,17 @@ def find_images(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     ignored = []
     for path in (root, *sorted(root.rglob("*"))):
-        parts = path.relative_to(root).parts
-        if any(map(hidden, parts)):
+        if hidden(inside := path.relative_to(root)):
             continue
         if path.is_symlink() and path.is_dir():
             raise InputError(f"{path}: is a link to a folder; replace it by the folder itself")
-        if len(parts) == 1:
+        if len(inside.parts) == 1:
             ignored.append(path.name)
         elif path.is_file():
-            found.setdefault(unicodedata.normalize("NFC", parts[0]), []).append(path)
+            found.setdefault(unicodedata.normalize("NFC", inside.parts[0]), []).append(path)
     if ignored := [name for name in ignored if unicodedata.normalize("NFC", name) not in found]:
         print(f"{root}: ignored {abbreviate(ignored)}: no folder with images", flush=True)
     return found
-
-
-def hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def wanted_classes(params: Params, found: list[str]) -> list[str]:

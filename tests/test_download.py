@@ -122,6 +122,7 @@ def test_images_become_equal_squares_and_what_is_ignored_is_said(capsys):
         (["TRAIN", "validation"], (8, 8), "test: .*validation: 8 images"),
         (["train", "test", "val"], (8, 8), "images: ignored val"),
         (["train", "holdout"], (4, 4), "images: ignored holdout"),
+        (["train", "Train", "test"], (8, 8), "images: ignored [Tt]rain"),
         ([""], (4, 4), "images: has no test split; data.test_share = 0.5"),
         (["trainset", "testset"], (8, 8), "4 testset, 4 trainset"),
     ],
@@ -159,6 +160,30 @@ def test_what_the_layout_lacks_is_said(folders, lost, words):
     fill(*folders)
     shutil.rmtree(lost)
     assert re.match(f"data.source = images: {words}; take cifar10.md5, or", refusal(main))
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "extra", "words"),
+    [
+        ([""], ("bus", "train"), "", "0.5 of it becomes one"),
+        ([""], ("apple", "sky"), "train", "images: ignored train"),
+        (["train"], ("apple", "sky"), "test/0.png", "images: ignored test"),
+        (["train", "test"], ("apple", "sky"), "train/bird/0.png", "8 images"),
+    ],
+)
+def test_what_only_looks_like_a_split_is_none(here, capsys, folders, classes, extra, words):
+    set_params(here, {"data.classes": list(classes)})
+    fill(*folders, classes=classes)
+    if extra:
+        save_image(Path("images", extra), format="png")
+    main()
+    assert prepared()[1] in ([0] * 2 + [1] * 2, [0] * 4 + [1] * 4)
+    assert re.search(words, capsys.readouterr().out)
+
+
+def test_splits_without_class_folders_are_no_classes():
+    fill("", classes=("train", "test"))
+    assert "images: train and test have no class folders; take" in refusal(main)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a permission on Windows")
@@ -208,7 +233,7 @@ def test_the_rounded_share_of_each_class_is_drawn_at_random(sizes, share, quotas
 def test_a_class_with_a_single_image_is_refused():
     labels = torch.tensor([0, 0, 0, 1])
     message = refusal(lambda: stratified(labels, 0.5, ["a", "b"], 0, "the.setting"))
-    assert message == "the.setting = 0.5: needs 2 images or more of b"
+    assert message == "the.setting = 0.5: needs 2 different images or more of b"
 
 
 def test_few_images_are_balanced_and_larger_sets_include_smaller_ones():

@@ -62,6 +62,12 @@ def test_what_cannot_be_read_is_refused(tmp_path, content, words):
     assert re.search(rf"a\.jpg: {words}", read(tmp_path / "a.jpg", content))
 
 
+def test_a_name_that_is_not_utf_8_is_refused():
+    assert refusal(lambda: read_image("caf\udce9.png", 8)).startswith(
+        r"'caf\udce9.png': its name is"
+    )
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "webp", "jpeg", "avif"])
 def test_an_image_is_turned_upright_and_its_central_square_taken(tmp_path, kind):
     exif = Image.Exif()

@@ -147,6 +147,9 @@ def test_a_saved_network_is_loaded_as_it_was(tmp_path):
     network.pixels = 77
     path = tmp_path / "models/network.safetensors"
     assert refusal(lambda: model.load(path)) == f"{path}: is missing; run dvc repro"
+    path.parent.mkdir()
+    path.write_bytes(b"no model")
+    assert refusal(lambda: model.load(path)) == f"{path}: is not a complete model of this project"
     model.save(network, path)
     loaded = model.load(path)
     for name in ("settings", "classes", "pixels"):

@@ -146,14 +146,25 @@ def test_evaluate_refuses_models_of_other_classes(project, monkeypatch):
 
 @pytest.mark.parametrize("key", ["onnxruntime", "transfer.model"])
 def test_the_code_of_the_page_uses_a_model(project, key):
-    """An exported one without torch and this project."""
-    code = CODE[key].replace("digits/3/0003.png", "stripes/test/angle 3/00003.png")
+    """An exported one without torch and this project. Photos are often turned or transparent."""
+    [picture] = project.glob("stripes/test/angle 3/00003.png")
+    image, exif = Image.open(picture).convert("RGBA"), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.putalpha(Image.new("L", image.size, 0))
+    image.rotate(90).save(picture.with_name("blank.png"), exif=exif)
+    Image.new("RGB", image.size, "white").save(picture.with_name("white.png"))
+    image.putalpha(255)
+    image.rotate(90).save(picture.with_name("turned.png"), exif=exif)
+    code = CODE[key]
     if key == "onnxruntime":
         assert python(project, "-m", "tools.export", "finetuned").returncode == 0
         code = f"import sys; sys.modules |= dict.fromkeys(('torch', 'transfer'))\n{code}"
-    done = python(project, "-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("angle ")
+    said = {}
+    for name in ("00003", "turned", "blank", "white"):
+        done = python(project, "-c", code.replace("digits/3/0003", f"stripes/test/angle 3/{name}"))
+        assert done.stdout.startswith("angle "), done.stderr
+        said[name] = done.stdout
+    assert (said["turned"], said["blank"]) == (said["00003"], said["white"])
 
 
 def test_an_exported_model_agrees_with_prediction(project, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from transfer import figures
-from transfer.images import CHUNK, read_images
+from transfer.images import CHUNK, hidden, read_images
 from transfer.model import load, predict
 from transfer.run import model_path, run_tool, set_up_torch
 from transfer.settings import MODES, InputError, load_params
@@ -38,6 +38,7 @@ def main() -> None:
     shown: list[np.ndarray] = []
     first: list[dict[str, str]] = []
     bad = 0
+    DRAWN.unlink(missing_ok=True)  # an earlier one would not fit the table
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         columns = ["path", *(f"{mode}{part}" for mode in MODES for part in ("", "_confidence"))]
         table = csv.DictWriter(file, columns, lineterminator="\n")
@@ -71,12 +72,12 @@ def main() -> None:
 
 
 def files_in(given: Path) -> Iterator[Path]:
-    """The files in a folder, sorted, without hidden ones; a file itself."""
+    """The files in a folder, sorted, without hidden and system files; a file itself."""
     if not given.exists():
         raise InputError(f"{given}: does not exist")
     if given.is_dir():
         inside = (path.relative_to(given) for path in sorted(given.rglob("*")) if path.is_file())
-        yield from (given / path for path in inside if not any(p[0] == "." for p in path.parts))
+        yield from (given / path for path in inside if not hidden(path))
     else:
         yield given
 

@@ -66,7 +66,9 @@ def stratified(
         drawn |= torch.isin(keys, keys[drawn])
     sides = [labels[side].bincount(minlength=len(classes)) for side in (drawn, ~drawn)]
     if few := [name for name, *counts in zip(classes, *sides, strict=True) if not all(counts)]:
-        raise InputError(f"{setting} = {share:g}: needs 2 images or more of {', '.join(few)}")
+        raise InputError(
+            f"{setting} = {share:g}: needs 2 different images or more of {', '.join(few)}"
+        )
     return (~drawn).nonzero().flatten(), order[drawn[order]]
 
 

@@ -17,6 +17,12 @@ Image.init()
 PIXELS = {"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 FORMATS = sorted(Image.OPEN.keys() & PIXELS)
 CHUNK = 256  # files that are read ahead
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")  # ignored like hidden files
+
+
+def hidden(path: Path) -> bool:
+    """Whether any part of a relative `path` is hidden or a system's own."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_FILES for part in path.parts)
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:
@@ -26,6 +32,7 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     channel of more than 8 bits.
     """
     try:
+        str(path).encode()  # as it will be written into tables
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(path, formats=FORMATS) as image,
@@ -45,6 +52,8 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
             square = ImageOps.fit(opaque, (size, size), Image.Resampling.BILINEAR)
     except InputError:
         raise
+    except UnicodeEncodeError:
+        raise InputError(f"{str(path)!r}: its name is not UTF-8; rename it") from None
     except UnidentifiedImageError:
         raise InputError(
             f"{path}: is empty, damaged or not an image; convert HEIC, SVG or PDF to JPEG or PNG"

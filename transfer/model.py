@@ -243,11 +243,15 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     """The network that `save` wrote to `path`. Raises InputError if there is none."""
     if not Path(path).is_file():
         raise InputError(f"{path}: is missing; run dvc repro")
-    with safetensors.safe_open(path, "pt") as file:
-        description = json.loads(file.metadata()["network"])
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            description = json.loads(file.metadata()["network"])
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, TypeError, KeyError):  # damaged, or without a description
+        raise InputError(f"{path}: is not a complete model of this project") from None
     network = Network(ModelSettings(**description["model"]), description["classes"])
     network.pixels = description["pixels"]
-    network.load_state_dict(safetensors.torch.load_file(path))
+    network.load_state_dict(state)
     # On a CPU, convolutions are 2 to 4 times as fast with channels last (NHWC) in memory.
     return network.to(device).to(memory_format=torch.channels_last)
 
