@@ -39,6 +39,9 @@ bench: setup  ## measure what docs/benchmark.md reports: an hour; needs make rep
 bench-folder: setup  ## measure folders of photos against ImageFolder; 20 minutes; needs make repro first
 	python -m benchmarks.folder
 
+notebooks: setup  ## make docs/exercise.ipynb and docs/ejercicio.ipynb and run them: 10 minutes
+	python -m tools.notebook
+
 test: setup  ## run the tests
 	python -m pytest
 
@@ -67,4 +70,4 @@ lock-check:  ## check that every locked package has a wheel for each system (nee
 			&& echo "$$platform, Python $$version: yes" || exit 1; \
 	done; done
 
-.PHONY: help setup repro demo compare plots verify $(SWEEPS) bench bench-folder test test-faults lint lock lock-check
+.PHONY: help setup repro demo compare plots verify $(SWEEPS) bench bench-folder notebooks test test-faults lint lock lock-check
