@@ -91,7 +91,9 @@ def test_predictions_of_a_folder_are_those_of_the_evaluation(project, monkeypatc
 def test_a_sweep_runs_its_experiments_and_refuses_a_table_with_one_that_failed(project):
     rate, epochs = "train.finetuned.backbone_lr", "train.finetuned.epochs"
     grids = [{rate: "1e-3,1e-2", epochs: 1}, {"train.shared.images": 9}]
-    sweeps = yaml.safe_dump({"rates": {"about": "rates", "x": rate, "grids": grids}})
+    sweeps = yaml.safe_dump(
+        {"rates": {"about": "rates", "message": "all", "x": rate, "grids": grids}}
+    )
     (project / "tools/sweeps.yaml").write_text(sweeps, encoding="utf-8")
     commit(project, "a sweep")
     for options in ([], ["--table"]):

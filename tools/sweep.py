@@ -26,7 +26,7 @@ from transfer.settings import MODES, InputError
 
 SWEEPS = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
 STYLES = {mode: (figures.COLOURS[mode], figures.MARKERS[mode]) for mode in MODES}
-STYLES["from scratch"] = ("#009E73", "^")
+STYLES |= {"from scratch": ("#009E73", "^"), "gain": ("0.2", "D")}
 
 
 def run(name: str) -> None:
@@ -84,37 +84,51 @@ def experiments(name: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: [(str(type(v)), v) for v in row.values()])
 
 
-def draw(rows: list[dict[str, str]], x: str, split: str | None, about: str) -> figures.Figure:
-    """Mean accuracies, and the range of the runs, against `x`: both modes and from scratch."""
+def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
+    """Both modes' accuracies and from scratch, and what fine-tuning adds, against the sweep's `x`:
+    each run, and a line through the means.
+    """
     lines: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        scratch = row.get("model.weights", "default") in ("", "None", "random")
-        for mode in ("finetuned",) if scratch else MODES:
-            key = ("from scratch" if scratch else mode, row[split] if split else "")
-            lines[key][float(row[x])].append(float(row[f"{mode}.accuracy"]))
-    figure, axes = figures.plt.subplots(figsize=(8.5, 5), layout="constrained")
+        x, part = float(row[sweep["x"]]), row[sweep["split"]] if "split" in sweep else ""
+        frozen, finetuned = (100 * float(row[f"{mode}.accuracy"]) for mode in MODES)
+        if row.get("model.weights", "default") in ("", "None", "random"):
+            lines["from scratch", part][x].append(finetuned)
+        else:
+            lines["frozen", part][x].append(frozen)
+            lines["finetuned", part][x].append(finetuned)
+            lines["gain", part][x].append(finetuned - frozen)
+    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     dashes = dict(zip(sorted({part for _, part in lines}), ("-", "--", ":"), strict=False))
-    for (line, part), points in sorted(lines.items(), key=lambda item: [*STYLES].index(item[0][0])):
-        (colour, marker), places = STYLES[line], sorted(points)
-        low, middle, high = ([f(points[place]) for place in places] for f in (min, mean, max))
-        label = f"{line}, {part} images" if part else line
+    for (name, part), points in lines.items():
+        (colour, marker), axes = STYLES[name], right if name == "gain" else left
+        places = sorted(points)
+        middle = [mean(points[place]) for place in places]
+        label = f"{name}, {part} images" if part else name
         axes.plot(places, middle, dashes[part], color=colour, marker=marker, label=label)
-        axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(
+            *zip(*((x, y) for x in places for y in points[x]), strict=True), "_", color=colour
+        )
         for place, value in zip(places, middle, strict=True):
             # The line of the fine-tuned models is nearly always the highest.
-            above = 6 if line == "finetuned" else -14
-            axes.annotate(f"{100 * value:.1f}", (place, value), (0, above), size=9, color=colour,
+            above = -14 if name in ("frozen", "from scratch") else 6
+            text = f"{value:+.1f}" if name == "gain" else f"{value:.{sweep.get('decimals', 1)}f}"
+            axes.annotate(text, (place, value), (0, above), size=8, color=colour,
                           textcoords="offset points", ha="center")  # fmt: skip
     everywhere = sorted({place for points in lines.values() for place in points})
-    if everywhere[-1] > 20 * everywhere[0]:
-        axes.set_xscale("log")
-    axes.set_xticks(everywhere, [f"{place:g}" for place in everywhere])
-    axes.minorticks_off()
-    axes.set(xlabel=x, ylabel="accuracy on the test set", title=f"Accuracy against {about}")
-    axes.yaxis.set_major_formatter(figures.PERCENT)
-    axes.margins(y=0.12)
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=4)
+    for axes in (left, right):
+        if everywhere[-1] > 20 * everywhere[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(everywhere, [f"{place:g}" for place in everywhere], rotation=45)
+        axes.minorticks_off()
+        axes.set_xlabel(sweep["x"])
+        axes.margins(y=0.12)
+        axes.grid(alpha=0.25)
+    right.axhline(0, color="0.3", linewidth=1)
+    left.set_title("Accuracy on the test set, %")
+    right.set_title("Gain of fine-tuning, percentage points")
+    figure.suptitle(sweep["message"], x=0.01, ha="left", weight="bold")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -163,20 +177,21 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("name", choices=SWEEPS)
     parser.add_argument("--table", action="store_true", help="of experiments that have run")
+    parser.add_argument("--figure", action="store_true", help="of the table that is there")
     options = parser.parse_args()
-    if not options.table:
-        run(options.name)
-    table, sweep = Path("docs", f"{options.name}.csv"), SWEEPS[options.name]
-    rows = experiments(options.name)
-    if not rows:
-        raise InputError(f"there is no experiment named {options.name}-...")
-    write_csv(table, rows)
-    print(tabulate(rows, "keys"))
+    path, sweep = Path("docs", f"{options.name}.csv"), SWEEPS[options.name]
+    if not options.figure:
+        if not options.table:
+            run(options.name)
+        rows = experiments(options.name)
+        if not rows:
+            raise InputError(f"there is no experiment named {options.name}-...")
+        write_csv(path, rows)
+        print(tabulate(rows, "keys"))
     if "x" in sweep:
-        figure = draw(read_csv(table), sweep["x"], sweep.get("split"), sweep["about"])
-        figures.save(figure, table.with_suffix(".png"))
+        figures.save(draw(read_csv(path), sweep), path.with_suffix(".png"))
     both = [Path("docs", f"{name}.csv") for name in ("seeds", "longer")]
-    if table in both and all(path.exists() for path in both):
+    if path in both and all(table.exists() for table in both):
         figures.save(answer(*map(read_csv, both)), Path("docs/answer.png"))
 
 
