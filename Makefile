@@ -1,7 +1,7 @@
 # `make` lists the targets that have a comment after ##. All except lock and lock-check make .venv when it is needed.
 PYTHON ?= python3
 LOCKED := --quiet --universal --python-version 3.11.4 --generate-hashes --no-header --no-annotate
-SWEEPS := seeds longer heads rates images blocks recipes
+SWEEPS := seeds longer choice heads rates images blocks recipes
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:
@@ -39,7 +39,7 @@ bench: setup  ## measure what docs/benchmark.md reports: an hour; needs make rep
 bench-folder: setup  ## measure folders of photos against ImageFolder; 20 minutes; needs make repro first
 	python -m benchmarks.folder
 
-notebooks: setup  ## make docs/exercise.ipynb and docs/ejercicio.ipynb and run them: 10 minutes
+notebooks: setup  ## make docs/exercise.ipynb and docs/ejercicio.ipynb and run them: 4 minutes
 	python -m tools.notebook
 
 test: setup  ## run the tests

@@ -33,10 +33,11 @@ def numbers_in(table: Path) -> list[float]:
     numbers = [*map(float, re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?(?![\w.])", text))]
     runs = defaultdict(list)
     for row in read_csv(table) if table.parent.name == "docs" else []:
-        frozen, finetuned = (float(row.pop(f"{mode}.accuracy")) for mode in MODES)
+        results = {name: float(row.pop(name)) for name in [*row] if name.split(".")[0] in MODES}
         measured = ("seed", "minutes", "moved", "train@")  # no settings that differ
         key = tuple(value for name, value in row.items() if not name.startswith(measured))
-        runs[key].append((frozen, finetuned, finetuned - frozen))
+        gain = results["finetuned.accuracy"] - results["frozen.accuracy"]
+        runs[key].append((*results.values(), gain))
     for values in runs.values():
         numbers += [*sum(values, ()), *map(mean, zip(*values, strict=True))]
     return numbers

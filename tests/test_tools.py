@@ -14,6 +14,7 @@ from helpers import ROOT, commit, dvc, python, refusal, start
 from PIL import Image
 
 from tools import predict, setup
+from tools.sweep import VALIDATION
 from transfer.run import model_path, read_csv
 from transfer.settings import MODES
 
@@ -102,7 +103,8 @@ def test_a_sweep_runs_its_experiments_and_refuses_a_table_with_one_that_failed(p
     dvc(project, "queue", "remove", "--failed")
     assert python(project, "-m", "tools.sweep", "rates", "--table").returncode == 0
     rows = read_csv(project / "docs/rates.csv")
-    values = (f"{mode}.{part}" for part in ("validation", "accuracy") for mode in MODES)
+    values = [f"{mode}.{key}" for mode in MODES for key in VALIDATION]
+    values += [f"{mode}.accuracy" for mode in MODES]
     assert [*rows[0]] == [epochs, rate, "minutes", "moved", *values]
     assert [float(row[rate]) for row in rows] == [1e-3, 1e-2]
     assert rows[0]["frozen.accuracy"] == rows[1]["frozen.accuracy"]  # the same frozen model

@@ -2,7 +2,7 @@
 
 The table has a row for each experiment: each setting in which any of them differs from the last
 commit, the minutes of the whole pipeline, how far the weights of the backbone moved, and both
-modes' accuracies on the validation images, by which settings are chosen, and on the test set.
+modes' results on the validation images, by which settings are chosen, and on the test set.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from transfer.run import COST, read_csv, run_tool, write_csv
 from transfer.settings import MODES, InputError
 
 SWEEPS = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
+VALIDATION = ("validation_loss", "validation_accuracy")
 STYLES = {mode: (figures.COLOURS[mode], figures.MARKERS[mode]) for mode in MODES}
 STYLES |= {"from scratch": ("#009E73", "^"), "gain": ("0.2", "D")}
 
@@ -77,7 +78,7 @@ def experiments(name: str) -> list[dict[str, Any]]:
         row["moved"] = json.loads(read("metrics/details.json"))["finetuned.moved"]
         for mode in MODES:
             *_, last = csv.DictReader(read(f"metrics/curves/{mode}.csv").splitlines())
-            row[f"{mode}.validation"] = last["validation_accuracy"]
+            row |= {f"{mode}.{key}": last[key] for key in VALIDATION}
         results.append(row | {f"{mode}.accuracy": found[f"{mode}.accuracy"] for mode in MODES})
     differing = [key for key in committed if any(s[key] != committed[key] for s in settings)]
     rows = [{key: s[key] for key in differing} | r for s, r in zip(settings, results, strict=True)]
