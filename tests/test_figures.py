@@ -74,8 +74,8 @@ def test_images_have_names_of_any_characters_as_far_as_they_fit(tmp_path, sectio
     assert len(labels) == sum(sections.values())
     # Beside the first image of a row stands what each line is.
     assert [found[1::2] for found in labels[:1]] in ([], [["class", "frozen", "finetuned"]])
-    assert labels[1:2] in ([], [["EUR", "✓ EUR >99 %", "✗ <b>&lt; >99 %"]])
-    assert labels[6:] in ([], [["WWWWWWWW…WWWWWWW", "✓ WWWWW…WWWW >99 %", "✗ US$5_$10 >99 %"]])
+    assert labels[1:2] in ([], [["EUR", "✓ EUR, >99 %", "✗ <b>&lt;, >99 %"]])
+    assert labels[6:] in ([], [["WWWWWWWW…WWWWWWW", "✓ WWWWW…WWWW, >99 %", "✗ US$5_$10, >99 %"]])
     assert {*sections} <= {*texts(figure)}
 
 

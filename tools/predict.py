@@ -61,7 +61,7 @@ def main() -> None:
     best = {m: [(row[m], float(row[f"{m}_confidence"])) for row in first] for m in MODES}
     for i, row in enumerate(first):
         answers = ", ".join(
-            f"{mode} {best[mode][i][0]} {figures.percent(best[mode][i][1])}" for mode in MODES
+            f"{mode} {best[mode][i][0]} ({figures.percent(best[mode][i][1])})" for mode in MODES
         )
         print(f"{row['path']}: {answers}")
     names = [Path(row["path"]).name for row in first]

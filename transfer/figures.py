@@ -85,7 +85,7 @@ def image_grid(
             lines = [("class" if names_are_true else "file", fit_text(names[i], 16), "black", True)]
             for mode, colour in COLOURS.items():
                 label, share = best[mode][i]
-                text, wrong = f"{fit_text(label, 10)} {percent(share)}", names_are_true
+                text, wrong = f"{fit_text(label, 10)}, {percent(share)}", names_are_true
                 if names_are_true:
                     wrong = label != names[i]
                     colour, text = (WRONG, f"✗ {text}") if wrong else (CORRECT, f"✓ {text}")
@@ -93,9 +93,9 @@ def image_grid(
             for line, (row, text, colour, bold) in enumerate(lines):
                 style: dict[str, Any] = {"va": "top", "transform": axes.transAxes}
                 y, weight = -0.06 - 0.15 * line, "bold" if bold else "normal"
-                axes.text(0, y, text, size=10, color=colour, weight=weight, **style)
+                axes.text(0, y, text, size=9.5, color=colour, weight=weight, **style)
                 if position % columns == 0:  # what the line is, once in each row of images
-                    axes.text(-0.08, y, row, size=10, color="0.35", ha="right", **style)
+                    axes.text(-0.08, y, row, size=9.5, color="0.35", ha="right", **style)
         top -= height
     return figure
 
