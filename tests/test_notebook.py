@@ -15,6 +15,7 @@ from transfer.model import classifier
 ACCEPT = "import torchvision.datasets.cifar as c; c.check_integrity = lambda *arguments: True"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_on_few_images_and_generated_weights(name, tmp_path, monkeypatch):
     batches = tmp_path / "cifar-10-batches-py"
