@@ -38,6 +38,7 @@ def dying(*arguments):
 
 if mode == target:
     setattr(owner, name, dying)
+sys.argv[1:] = [mode]  # without "-m stages.train", which dvc.yaml adds to a launcher
 train.run_stage("train", train.main, ["frozen", "finetuned"])
 """
 
