@@ -45,7 +45,7 @@ notebooks: setup  ## make docs/exercise.ipynb and docs/ejercicio.ipynb and run t
 test: setup  ## run the tests
 	python -m pytest
 
-test-faults: setup  ## run the slow tests: kills, a full disk, verify, a sweep, the demo, the notebooks
+test-faults: setup  ## run the slow tests: kills, a full disk, the same bytes again, a sweep, the demo, the notebooks
 	python -m pytest -m faults
 
 lint: setup  ## check style, format, types and the GitHub workflow

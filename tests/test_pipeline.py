@@ -81,6 +81,7 @@ def test_figures_are_large_enough_and_hold_nothing_but_the_figure(reproduced):
             assert set(image.info) <= {"dpi"}
 
 
+@pytest.mark.faults
 def test_same_bytes_in_another_folder_on_one_core_whatever_the_environment_says(project):
     before = results(project)
     with Repo(str(project)) as repo:
