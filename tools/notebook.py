@@ -47,15 +47,11 @@ def main() -> None:
     argparse.ArgumentParser("python -m tools.notebook", description=__doc__).parse_args()
     first = make(NAMES[0])
     run(first)
-    ran = {cell.id: cell for cell in first.cells}
+    code = {cell.id: cell for cell in first.cells if cell.cell_type == "code"}
     for name in NAMES:
         notebook, path = make(name), FOLDER / f"{name}.ipynb"
-        for cell in notebook.cells:
-            if cell.cell_type == "code":  # the same in all languages, so it is run once
-                cell.outputs, cell.execution_count = (
-                    ran[cell.id].outputs,
-                    ran[cell.id].execution_count,
-                )
+        # The code is the same in all languages, so it is run once.
+        notebook.cells = [code.get(cell.id, cell) for cell in notebook.cells]
         nbformat.write(notebook, path)
         print(path)
 
