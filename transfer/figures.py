@@ -85,9 +85,9 @@ def image_grid(
             lines = [("class" if names_are_true else "file", fit_text(names[i], 16), "black", True)]
             for mode, colour in COLOURS.items():
                 label, share = best[mode][i]
-                text, wrong = f"{fit_text(label, 10)}, {percent(share)}", names_are_true
+                text = f"{fit_text(label, 10)}, {percent(share)}"
+                wrong = names_are_true and label != names[i]
                 if names_are_true:
-                    wrong = label != names[i]
                     colour, text = (WRONG, f"✗ {text}") if wrong else (CORRECT, f"✓ {text}")
                 lines.append((mode, text, colour, wrong))
             for line, (row, text, colour, bold) in enumerate(lines):
