@@ -95,17 +95,12 @@ def train(
     rank = dist.get_rank() if dist.is_initialized() else 0
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     device, seed = network.mean.device, params.seed
-    if shared.max_shift >= min(data.images.shape[1:3]):
-        raise InputError(
-            f"train.shared.max_shift = {shared.max_shift}: must be less than the images' side, "
-            f"{min(data.images.shape[1:3])} pixels"
-        )
 
     # Each process trains on its shard of the images and on its share of each batch. An epoch leaves
     # out the last incomplete batch; few images are repeated until there are min_steps batches.
     count = len(training) // world_size
     shard = training[rank::world_size][:count]
-    images, labels = place(data.images, device), data.labels[shard].to(device)
+    images, labels = data.images.to(device), data.labels[shard].to(device)
     batch_size = min(shared.batch_size // world_size, count)
     if batch_size < 2 or shared.batch_size % world_size:  # BatchNorm needs two images
         raise InputError(
@@ -116,7 +111,7 @@ def train(
 
     def augment(index: Tensor, size: int, generator: torch.Generator) -> Tensor:
         moved = shift_and_flip(images, shard[index], shared.max_shift, shared.flip, generator)
-        return to_input(moved.to(device), size, network.mean, network.std)
+        return to_input(moved, size, network.mean, network.std)
 
     def ddp(module: nn.Module) -> nn.Module:  # averages the gradients of all processes
         return DistributedDataParallel(module) if world_size > 1 else module
@@ -124,18 +119,13 @@ def train(
     # BatchNorm with fixed statistics can be folded into the convolutions before it: a step is
     # faster, and what is trained is what is evaluated.
     full_size = network.settings.image_size
-    example = to_input(images[:1].to(device), full_size, network.mean, network.std)
-    backbone = folded(network.backbone, example)
-    bf16 = params.train.bf16 and device.type != "cpu"  # the CPU always computes in float32
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    backbone = folded(network.backbone, to_input(images[:1], full_size, network.mean, network.std))
     if frozen:
         freeze(network.backbone)
 
         @torch.no_grad()  # not inference mode, whose tensors cannot enter the training of the head
         def extract(index: Tensor, generator: torch.Generator) -> Tensor:
-            x = augment(index, full_size, generator)
-            with autocast:
-                return backbone(x)
+            return backbone(augment(index, full_size, generator))
 
         views = range(min(params.train.frozen.views, settings.epochs))
         streams = [random_stream(seed, VIEWS, view, rank) for view in views]
@@ -180,9 +170,8 @@ def train(
         for index in tqdm(batches, name, leave=False, disable=None):
             x = features(epoch, index, generator) if frozen else augment(index, size, generator)
             y = labels[index.to(device)]
-            with autocast:
-                logits = learning(x)
-                loss = F.cross_entropy(logits, y, weights, label_smoothing=shared.label_smoothing)
+            logits = learning(x)
+            loss = F.cross_entropy(logits, y, weights, label_smoothing=shared.label_smoothing)
             learning.zero_grad()
             loss.backward()
             for part in optimizers:
@@ -236,7 +225,7 @@ class FeatureCache:
         if number not in self.views:
             self.views[number] = self.view(number)
         maps = self.views[number]
-        return maps[index.to(maps.device)].to(self.one.device).float()
+        return maps[index.to(maps.device)].float()
 
     def view(self, number: int) -> Tensor:
         """The feature maps, float16 NCHW, of all images in view `number`."""
@@ -248,16 +237,7 @@ class FeatureCache:
         file.flush()
         channels, *sides = self.one.shape[1:]
         mapped = np.memmap(file, np.float16, "c", shape=(self.count, *sides, channels))
-        return place(torch.from_numpy(mapped).permute(0, 3, 1, 2), self.one.device)
-
-
-def place(array: Tensor, device: torch.device) -> Tensor:
-    """`array`, memory-mapped, as it is; on an accelerator, if it takes less than a quarter of the
-    free memory there.
-    """
-    if device.type == "cpu" or 4 * array.nbytes > torch.accelerator.get_memory_info(device)[0]:
-        return array
-    return array.to(device)
+        return torch.from_numpy(mapped).permute(0, 3, 1, 2).to(self.one.device)
 
 
 def growing_size(epoch: int, size: int, settings: FinetunedSettings) -> int:
