@@ -53,10 +53,10 @@ def read_weights(
     settings: ModelSettings, original: nn.Module
 ) -> tuple[dict[str, Tensor], Channels]:
     """The state dict that `model.weights` names, torchvision's or a file in weights/, and the mean
-    and std of the channels that it was trained with, ImageNet's for a file.
+    and std of the channels with which it was trained (for a file: ImageNet's).
 
-    torchvision's come from ASSETS_DIR, torch's cache or a download, and are checked against their
-    sha256. Raises InputError if they cannot be had, or are no state dict.
+    torchvision's weights come from ASSETS_DIR, torch's cache or a download, and their sha256 is
+    checked. Raises InputError if the weights are missing, damaged or no state dict.
     """
     official = torchvision.models.get_model_weights(settings.name).__members__
     if settings.weights not in official:
