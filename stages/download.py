@@ -18,7 +18,7 @@ from transfer.images import hidden, read_images
 from transfer.run import OFFLINE, PREPARED, assets_dir, run_stage, write_json
 from transfer.settings import InputError, Params, load_params
 
-# The names of folders of splits, in any case. Of several the first is taken.
+# The accepted names of split folders, case-insensitive. If several match, the first one is used.
 SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),

@@ -81,9 +81,10 @@ def train(
     mode: str, network: Network, data: Split, training: Tensor, validation: Tensor, params: Params,
     checkpoint: Path | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train `network` in place on the images of `data` at `training`, int64 (n,). Returns, and
-    prints, a row for each epoch: its number, from 1, mean loss in nats and accuracy in training and
-    on the images at `validation`.
+    """Train `network` in place on the images of `data` at `training`, int64 (n,).
+
+    Prints and returns a row for each epoch: its number, from 1, and the mean loss in nats and the
+    accuracy, each on the training images and on the images at `validation`.
 
     The state is kept in the file `checkpoint` after each epoch, and a call with the same arguments
     resumes from it. The caller deletes it when the model is saved. Raises InputError if the
@@ -132,7 +133,7 @@ def train(
         features = FeatureCache(extract, torch.arange(count).split(chunk_size(full_size)), streams)
         first_fixed, learner = 0, ddp(network.head)
     else:
-        network.backbone.channels(growing_size(0, full_size, params.train.finetuned))  # or refuse
+        network.backbone.channels(growing_size(0, full_size, params.train.finetuned))  # may refuse
         first_fixed = round(params.train.finetuned.batch_norm_until * settings.epochs)
         learner = ddp(nn.Sequential(backbone, network.head))
     unfolded = ddp(network) if first_fixed else learner
@@ -270,8 +271,8 @@ def random_stream(*key: int) -> torch.Generator:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature, from 0.05 to 20, that minimises the cross-entropy of `logits` divided by it;
-    1, and a line that says so, if the images do not determine it.
+    """The temperature, from 0.05 to 20, that minimises the cross-entropy of `logits` divided by it.
+    If the images do not determine it, a line says so, and it is 1.
 
     `logits` is (N, classes), `labels` int64 (N,). Guo et al., "On Calibration of Modern Neural
     Networks", 2017, section 4.2.
