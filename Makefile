@@ -1,7 +1,7 @@
 # `make` lists the targets that have a comment after ##. All except lock and lock-check make .venv when it is needed.
 PYTHON ?= python3
 LOCKED := --quiet --universal --python-version 3.11.4 --generate-hashes --no-header --no-annotate
-SWEEPS := seeds longer choice heads rates images blocks recipes
+SWEEPS := seeds longer lesson heads rates images blocks
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:

@@ -70,19 +70,27 @@ def start_phase(network: Network, params: Params, optimizer: Any, steps: int) ->
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
 
 
+def fit(
+    network: Network, params: Params, loader: DataLoader, parts: list[Any], epochs: int
+) -> None:
+    """A plain loop: train `parts`, the head or the head and the backbone."""
+    optimizer = torch.optim.AdamW([{"params": part.parameters()} for part in parts])
+    schedule = start_phase(network, params, optimizer, epochs * len(loader))
+    for epoch in range(epochs):
+        for x, labels in loader:
+            loss = torch.nn.functional.cross_entropy(network(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"{MODES[len(parts) - 1]} epoch {epoch + 1}:", flush=True)
+
+
 def notebook(network: Network, params: Params, epochs: int) -> None:
     """PIL images and a plain loop."""
     loader = make_loader(params, transforms, [], [transforms.ToTensor()])
-    for count, parts in ((1, [network.head]), (epochs, [network.head, network.backbone])):
-        optimizer = torch.optim.AdamW([{"params": part.parameters()} for part in parts])
-        schedule = start_phase(network, params, optimizer, count * len(loader))
-        for _ in range(count):
-            for x, labels in loader:
-                loss = torch.nn.functional.cross_entropy(network(x), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+    fit(network, params, loader, [network.head], 1)
+    fit(network, params, loader, [network.head, network.backbone], epochs)
 
 
 def lightning(network: Network, params: Params, epochs: int) -> None:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 import yaml
 from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from transfer.model import IMAGENET, freeze, load
+from benchmarks.bench import fit
+from transfer.model import IMAGENET, load
 from transfer.run import model_path, run_tool, set_up_torch
 from transfer.settings import load_params
 
@@ -62,16 +62,8 @@ def image_folder() -> None:
     ]
     photos = datasets.ImageFolder(params.data.source, transforms.Compose(steps))
     loader = DataLoader(photos, shared.batch_size, shuffle=True, num_workers=2)
-    network = load(model_path("new"), set_up_torch("cpu", params.train.threads)).train()
-    freeze(network.backbone)
-    optimizer = torch.optim.AdamW(network.head.parameters(), params.train.frozen.head_lr)
-    for epoch in range(EPOCHS):
-        for x, labels in loader:
-            loss = torch.nn.functional.cross_entropy(network(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        print(f"frozen epoch {epoch + 1}:", flush=True)
+    network = load(model_path("new"), set_up_torch("cpu", params.train.threads))
+    fit(network, params, loader, [network.head], EPOCHS)
 
 
 def watch(process: psutil.Process, peak: list[int]) -> None:

@@ -18,7 +18,7 @@ from transfer.images import hidden, read_images
 from transfer.run import OFFLINE, PREPARED, assets_dir, run_stage, write_json
 from transfer.settings import InputError, Params, load_params
 
-# The names of folders of splits, in any case. Of several the first is taken.
+# The accepted names of split folders, case-insensitive. If several match, the first one is used.
 SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),
@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def prepare_cifar10(params: Params) -> None:
-    """CIFAR-10, from ASSETS_DIR, torch's cache or a download. torchvision checks every file's MD5.
+    """Write CIFAR-10, from ASSETS_DIR, torch's cache or a download. torchvision checks every MD5.
 
-    Raises InputError if it cannot be had.
+    Raises InputError if it is missing or damaged.
     """
     assets = assets_dir()
     root = assets or Path(torch.hub.get_dir(), "datasets")
@@ -71,11 +71,12 @@ def prepare_cifar10(params: Params) -> None:
 
 
 def prepare_folder(folder: Path, params: Params) -> None:
-    """Images in `folder`/train/CLASS/ and `folder`/test/CLASS/ (SPLITS has the names), or in
-    `folder`/CLASS/. The names of classes become composed Unicode (NFC).
+    """Write the images in `folder`/train/CLASS/ and `folder`/test/CLASS/ (SPLITS has the names), or
+    in `folder`/CLASS/. The names of classes become composed Unicode (NFC).
 
-    Without a test split, `data.test_share` of each class becomes it: which images depends on their
-    files alone. Raises InputError, which names up to ten bad files, or says what the layout lacks.
+    Without a test split, `data.test_share` of each class becomes the test split: only the content
+    of the files decides which images. Raises InputError, which names up to ten bad files or says
+    what is wrong with the layout.
     """
     roots = find_splits(folder)
     found = {name: find_images(root) for name, root in roots.items()}
@@ -120,7 +121,7 @@ def prepare_folder(folder: Path, params: Params) -> None:
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
-    """The folders of the splits, which have folders of classes; else `folder` itself as "train"."""
+    """The folders of splits that hold class folders; if there are none, `folder` is "train"."""
     if not folder.is_dir():
         raise layout_error(folder, "is no folder")
     folders = [path for path in visible(folder) if path.is_dir()]
@@ -146,9 +147,9 @@ def visible(folder: Path) -> list[Path]:
 
 
 def find_images(root: Path) -> dict[str, list[Path]]:
-    """The files of each class, in its folder in `root` and below it; a line says what is ignored.
+    """The files of each class, anywhere below its folder in `root`. What is ignored is printed.
 
-    Raises InputError for a link to a folder: DVC does not hash what it leads to.
+    Raises InputError for a link to a folder, because DVC does not hash what is behind it.
     """
     found: dict[str, list[Path]] = {}
     ignored = []
@@ -182,7 +183,7 @@ def file_key(path: Path) -> int:
 
 
 def report(roots: dict[str, Path], classes: list[str], splits: dict[str, Files]) -> None:
-    """Say how many images of which class each split has, and how many are copies of others."""
+    """Print how many images of each class a split has, and how many are copies of others."""
     for name, split in splits.items():
         counts = split.labels.bincount(minlength=len(classes)).tolist()
         each = [f"{count} {label}" for label, count in zip(classes, counts, strict=True)]
@@ -198,9 +199,9 @@ def report(roots: dict[str, Path], classes: list[str], splits: dict[str, Files])
 def write_split(
     name: str, images: Iterable[np.ndarray | InputError], shape: tuple[int, ...], labels: np.ndarray
 ) -> list[str]:
-    """Write `images`, uint8 NHWC of `shape`, and `labels`; the errors that are among the images.
+    """Write `images`, uint8 NHWC of `shape`, and `labels`; return the errors among the images.
 
-    Row after row, not through a memory map: a full disk would kill the process.
+    The file is not written through a memory map, where a full disk would kill the process.
     """
     errors = []
     with (PREPARED / f"{name}_images.npy").open("wb") as file:

@@ -74,7 +74,7 @@ def main() -> None:
     write_csv(METRICS / "movement.csv", moved)
     write_csv(METRICS / "per_class.csv", per_class)
     write_csv(METRICS / "predictions.csv", predictions)
-    # Adding 0 makes 0 of -0.
+    # Adding 0 turns -0 into 0.
     values = (f"{round(100 * value, 2) + 0:.2f}" for value in answer.values())
     frozen, finetuned, gain, low, high = values
     print(
@@ -103,10 +103,10 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, f
 def compare(frozen_correct: np.ndarray, finetuned_correct: np.ndarray) -> dict[str, float]:
     """How much `finetuned` gains over `frozen` on the same images; both bool (N,).
 
-    The 95 % interval is Bonett and Price's for paired proportions (adjusted Wald), mcnemar_p that
-    of McNemar's mid-P test, two-sided. Fagerland, Lydersen and Laake, "Recommended tests and
-    confidence intervals for paired binomial proportions", 2014, recommend both: Wald's own interval
-    is too narrow for few images, the exact test too cautious.
+    The 95 % interval is that of Bonett and Price for paired proportions (adjusted Wald). mcnemar_p
+    is the two-sided p-value of McNemar's mid-P test. Fagerland, Lydersen and Laake, "Recommended
+    tests and confidence intervals for paired binomial proportions", 2014, recommend both: Wald's
+    own interval is too narrow for few images, and the exact test is too conservative.
     """
     n = len(frozen_correct)
     won = int((finetuned_correct & ~frozen_correct).sum())

@@ -26,8 +26,8 @@ from transfer.model import (
 from transfer.run import METRICS, OFFLINE, assets_dir, model_path, run_stage, write_text
 from transfer.settings import InputError, ModelSettings, load_params
 
-# The feature extractor of torchvision's mobilenet_v3_small-047dcff4.pth may come without the
-# classifier, which is not used: a state dict with the same tensors.
+# In place of torchvision's mobilenet_v3_small-047dcff4.pth, a state dict with the tensors of its
+# feature extractor alone is enough, because its classifier is not used.
 FEATURES = "mobilenet_v3_small-IMAGENET1K_V1-features.pth"
 FEATURES_SHA256 = "5178f08421e09b732632c07667d512d7ae595f6f0031a1183a3f03525aba8209"
 # What DataParallel, Lightning and torch.compile put before the keys of a state dict.
@@ -53,10 +53,10 @@ def read_weights(
     settings: ModelSettings, original: nn.Module
 ) -> tuple[dict[str, Tensor], Channels]:
     """The state dict that `model.weights` names, torchvision's or a file in weights/, and the mean
-    and std of the channels that it was trained with, ImageNet's for a file.
+    and std of the channels with which it was trained (for a file: ImageNet's).
 
-    torchvision's come from ASSETS_DIR, torch's cache or a download, and are checked against their
-    sha256. Raises InputError if they cannot be had, or are no state dict.
+    torchvision's weights come from ASSETS_DIR, torch's cache or a download, and their sha256 is
+    checked. Raises InputError if the weights are missing, damaged or no state dict.
     """
     official = torchvision.models.get_model_weights(settings.name).__members__
     if settings.weights not in official:
@@ -111,7 +111,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def fill(backbone: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Copy `state`, in any precision, into `backbone`, which lacks the tensors of what was cut.
+    """Copy the tensors that `backbone` has from `state`, in any precision; others are ignored.
 
     Raises InputError, which starts with `where`, if a tensor is missing or does not fit.
     """
@@ -143,7 +143,7 @@ def describe(network: Network, original: nn.Module) -> str:
     blank = torch.zeros(1, 3, settings.image_size, settings.image_size)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network.eval()(blank)
-        with suppress(RuntimeError):  # it may be too small for the blocks that are cut
+        with suppress(RuntimeError):  # the image may be too small for the blocks that are cut
             original.eval()(blank)
     counts = {key.partition(".")[2]: sum(n.values()) for key, n in counter.flop_counts.items()}
 

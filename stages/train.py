@@ -81,9 +81,10 @@ def train(
     mode: str, network: Network, data: Split, training: Tensor, validation: Tensor, params: Params,
     checkpoint: Path | None = None,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train `network` in place on the images of `data` at `training`, int64 (n,). Returns, and
-    prints, a row for each epoch: its number, from 1, mean loss in nats and accuracy in training and
-    on the images at `validation`.
+    """Train `network` in place on the images of `data` at `training`, int64 (n,).
+
+    Prints and returns a row for each epoch: its number, from 1, and the mean loss in nats and the
+    accuracy, each on the training images and on the images at `validation`.
 
     The state is kept in the file `checkpoint` after each epoch, and a call with the same arguments
     resumes from it. The caller deletes it when the model is saved. Raises InputError if the
@@ -95,17 +96,12 @@ def train(
     rank = dist.get_rank() if dist.is_initialized() else 0
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     device, seed = network.mean.device, params.seed
-    if shared.max_shift >= min(data.images.shape[1:3]):
-        raise InputError(
-            f"train.shared.max_shift = {shared.max_shift}: must be less than the images' side, "
-            f"{min(data.images.shape[1:3])} pixels"
-        )
 
     # Each process trains on its shard of the images and on its share of each batch. An epoch leaves
     # out the last incomplete batch; few images are repeated until there are min_steps batches.
     count = len(training) // world_size
     shard = training[rank::world_size][:count]
-    images, labels = place(data.images, device), data.labels[shard].to(device)
+    images, labels = data.images.to(device), data.labels[shard].to(device)
     batch_size = min(shared.batch_size // world_size, count)
     if batch_size < 2 or shared.batch_size % world_size:  # BatchNorm needs two images
         raise InputError(
@@ -116,7 +112,7 @@ def train(
 
     def augment(index: Tensor, size: int, generator: torch.Generator) -> Tensor:
         moved = shift_and_flip(images, shard[index], shared.max_shift, shared.flip, generator)
-        return to_input(moved.to(device), size, network.mean, network.std)
+        return to_input(moved, size, network.mean, network.std)
 
     def ddp(module: nn.Module) -> nn.Module:  # averages the gradients of all processes
         return DistributedDataParallel(module) if world_size > 1 else module
@@ -124,25 +120,20 @@ def train(
     # BatchNorm with fixed statistics can be folded into the convolutions before it: a step is
     # faster, and what is trained is what is evaluated.
     full_size = network.settings.image_size
-    example = to_input(images[:1].to(device), full_size, network.mean, network.std)
-    backbone = folded(network.backbone, example)
-    bf16 = params.train.bf16 and device.type != "cpu"  # the CPU always computes in float32
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    backbone = folded(network.backbone, to_input(images[:1], full_size, network.mean, network.std))
     if frozen:
         freeze(network.backbone)
 
         @torch.no_grad()  # not inference mode, whose tensors cannot enter the training of the head
         def extract(index: Tensor, generator: torch.Generator) -> Tensor:
-            x = augment(index, full_size, generator)
-            with autocast:
-                return backbone(x)
+            return backbone(augment(index, full_size, generator))
 
         views = range(min(params.train.frozen.views, settings.epochs))
         streams = [random_stream(seed, VIEWS, view, rank) for view in views]
         features = FeatureCache(extract, torch.arange(count).split(chunk_size(full_size)), streams)
         first_fixed, learner = 0, ddp(network.head)
     else:
-        network.backbone.channels(growing_size(0, full_size, params.train.finetuned))  # or refuse
+        network.backbone.channels(growing_size(0, full_size, params.train.finetuned))  # may refuse
         first_fixed = round(params.train.finetuned.batch_norm_until * settings.epochs)
         learner = ddp(nn.Sequential(backbone, network.head))
     unfolded = ddp(network) if first_fixed else learner
@@ -180,9 +171,8 @@ def train(
         for index in tqdm(batches, name, leave=False, disable=None):
             x = features(epoch, index, generator) if frozen else augment(index, size, generator)
             y = labels[index.to(device)]
-            with autocast:
-                logits = learning(x)
-                loss = F.cross_entropy(logits, y, weights, label_smoothing=shared.label_smoothing)
+            logits = learning(x)
+            loss = F.cross_entropy(logits, y, weights, label_smoothing=shared.label_smoothing)
             learning.zero_grad()
             loss.backward()
             for part in optimizers:
@@ -236,7 +226,7 @@ class FeatureCache:
         if number not in self.views:
             self.views[number] = self.view(number)
         maps = self.views[number]
-        return maps[index.to(maps.device)].to(self.one.device).float()
+        return maps[index.to(maps.device)].float()
 
     def view(self, number: int) -> Tensor:
         """The feature maps, float16 NCHW, of all images in view `number`."""
@@ -248,16 +238,7 @@ class FeatureCache:
         file.flush()
         channels, *sides = self.one.shape[1:]
         mapped = np.memmap(file, np.float16, "c", shape=(self.count, *sides, channels))
-        return place(torch.from_numpy(mapped).permute(0, 3, 1, 2), self.one.device)
-
-
-def place(array: Tensor, device: torch.device) -> Tensor:
-    """`array`, memory-mapped, as it is; on an accelerator, if it takes less than a quarter of the
-    free memory there.
-    """
-    if device.type == "cpu" or 4 * array.nbytes > torch.accelerator.get_memory_info(device)[0]:
-        return array
-    return array.to(device)
+        return torch.from_numpy(mapped).permute(0, 3, 1, 2).to(self.one.device)
 
 
 def growing_size(epoch: int, size: int, settings: FinetunedSettings) -> int:
@@ -290,8 +271,8 @@ def random_stream(*key: int) -> torch.Generator:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature, from 0.05 to 20, that minimises the cross-entropy of `logits` divided by it;
-    1, and a line that says so, if the images do not determine it.
+    """The temperature, from 0.05 to 20, that minimises the cross-entropy of `logits` divided by it.
+    If the images do not determine it, a line says so, and it is 1.
 
     `logits` is (N, classes), `labels` int64 (N,). Guo et al., "On Calibration of Modern Neural
     Networks", 2017, section 4.2.

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 STAGES = ["download", "network", "train@frozen", "train@finetuned", "evaluate", "render"]
 # What a project is made of, without its results.
 PARTS = (
-    ".dvc/.gitignore", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitattributes", ".gitignore",
-    "Makefile", "cifar10.md5", "dvc.yaml", "params.yaml", "requirements.txt", "stages", "tools",
-    "transfer", "weights",
+    ".dvc/.gitignore", ".dvc/config", ".dvc/page.html", ".dvc/plots", ".dvcignore",
+    ".gitattributes", ".gitignore", "Makefile", "cifar10.md5", "dvc.yaml", "params.yaml",
+    "requirements.txt", "stages", "tools", "transfer", "weights",
 )  # fmt: skip
 # Trains in seconds: 32 pixels, random weights, which must change further than pretrained ones.
 SMALL = {

@@ -43,7 +43,7 @@ def load(folder: Path, text: str) -> Params | str:
         ("train.finetuned.backbone_lr", "3e-4", 3e-4),
         ("train.finetuned.backbone_lr", "0.5", 0.5),  # above head_lr: a sweep shows what it costs
         ("data.classes", "[yes, on, 'null']", ["yes", "on", "null"]),
-        ("train.bf16", "yes", "train.bf16 = 'yes': must be a valid boolean"),
+        ("train.shared.flip", "yes", "train.shared.flip = 'yes': must be a valid boolean"),
         ("model.name", "2001-01-01", "model.name = datetime.*: must be a valid string"),
         ("model.name", "''", "model.name = '': .* at least 1 character"),
         ("seed", "-1", "seed = -1: must be greater than or equal to 0"),

@@ -46,7 +46,6 @@ def test_on_a_gpu_nothing_is_left_on_the_cpu(params, mode, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(training, "CACHE_BYTES", 0)
     monkeypatch.setattr(training, "folded", lambda backbone, x: backbone)
-    monkeypatch.setattr(training, "place", lambda images, device: images)
     with FakeTensorMode(shape_env=ShapeEnv()):
         with torch.device("cuda"):
             network = Network(params.model, list("abcdefghij"))

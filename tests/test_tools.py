@@ -103,12 +103,12 @@ def test_a_sweep_runs_its_experiments_and_refuses_a_table_with_one_that_failed(p
     dvc(project, "queue", "remove", "--failed")
     assert python(project, "-m", "tools.sweep", "rates", "--table").returncode == 0
     rows = read_csv(project / "docs/rates.csv")
-    values = [f"{mode}.{key}" for mode in MODES for key in VALIDATION]
-    values += [f"{mode}.accuracy" for mode in MODES]
-    assert [*rows[0]] == [epochs, rate, "minutes", "moved", *values]
+    names = ("minutes", *VALIDATION, "accuracy")
+    values = [f"{mode}.{name}" for mode in MODES for name in names]
+    assert [*rows[0]] == [epochs, rate, "moved", *values]
     assert [float(row[rate]) for row in rows] == [1e-3, 1e-2]
     assert rows[0]["frozen.accuracy"] == rows[1]["frozen.accuracy"]  # the same frozen model
-    assert all(float(row["minutes"]) > 0 for row in rows)
+    assert rows[0][epochs] == "1"
     assert Image.open(project / "docs/rates.png").width > 800
 
 

@@ -1,8 +1,9 @@
 """Run the experiments of a sweep of tools/sweeps.yaml; write docs/NAME.csv and docs/NAME.png.
 
 The table has a row for each experiment: each setting in which any of them differs from the last
-commit, the minutes of the whole pipeline, how far the weights of the backbone moved, and both
-modes' results on the validation images, by which settings are chosen, and on the test set.
+commit, how far the weights of the backbone moved, and, of each mode, the minutes of its training,
+its results on the validation images, by which settings are chosen, and its accuracy on the test
+set.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tabulate import tabulate
 
 from transfer import figures
 from transfer.run import COST, read_csv, run_tool, write_csv
-from transfer.settings import MODES, InputError
+from transfer.settings import MODES, InputError, Params
 
 SWEEPS = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
 VALIDATION = ("validation_loss", "validation_accuracy")
@@ -45,44 +46,31 @@ def run(name: str) -> None:
             )
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
-        flat |= inner or {f"{prefix}{key}": value}
-    return flat
-
-
 def experiments(name: str) -> list[dict[str, Any]]:
     """A row for each experiment of the sweep. Raises InputError if one has not ended well."""
-    committed = flatten(dvc.api.params_show(rev="HEAD"))
-    settings, results = [], []
-    for found in dvc.api.exp_show():
-        if not (found["Experiment"] or "").startswith(f"{name}-"):
-            continue
-        # Until it has ended, DVC lists an experiment with the results of the last commit.
-        if found["State"] not in (None, "", "Success"):
-            raise InputError(f"{found['Experiment']}: {found['State']}; run or remove it first")
-        rev = found["rev"]
-        read = partial(dvc.api.read, rev=rev, encoding="utf-8")
-        settings.append(flatten(dvc.api.params_show(rev=rev)))
-        for stage in yaml.safe_load(read("dvc.lock"))["stages"].values():
-            used = flatten(stage.get("params", {}).get("params.yaml", {}))
-            if old := [key for key in used if settings[-1].get(key) != used[key]]:
-                raise InputError(
-                    f"{found['Experiment']}: its results are older than its {old[0]}; run it again "
-                    "without the name of a stage, or remove it"
-                )
-        costs = json.loads(read(COST.as_posix())).values()
-        row = {"minutes": round(sum(stage["seconds"] for stage in costs) / 60, 1)}
+    _, committed, *others = dvc.api.exp_show()
+    found = [row for row in others if (row["Experiment"] or "").startswith(f"{name}-")]
+    # Until it has ended, DVC lists an experiment with the results of the last commit.
+    if bad := [row for row in found if row["State"] not in (None, "", "Success")]:
+        raise InputError(f"{bad[0]['Experiment']}: {bad[0]['State']}; run or remove it first")
+    settings = [key for key in committed if key.partition(".")[0] in Params.model_fields]
+    differing = [key for key in settings if any(row[key] != committed[key] for row in found)]
+    found.sort(key=lambda row: [(str(type(row[key])), row[key]) for key in differing])
+    rows = []
+    for one in found:
+        # DVC makes all numbers floats.
+        values = {key: one[key] for key in differing}
+        row = {k: f"{v:g}" if isinstance(v, float) else v for k, v in values.items()}
+        read = partial(dvc.api.read, rev=one["rev"], encoding="utf-8")
         row["moved"] = json.loads(read("metrics/details.json"))["finetuned.moved"]
         for mode in MODES:
+            seconds = json.loads(read(COST.as_posix()))[f"train@{mode}"]["seconds"]
             *_, last = csv.DictReader(read(f"metrics/curves/{mode}.csv").splitlines())
+            row[f"{mode}.minutes"] = round(seconds / 60, 1)
             row |= {f"{mode}.{key}": last[key] for key in VALIDATION}
-        results.append(row | {f"{mode}.accuracy": found[f"{mode}.accuracy"] for mode in MODES})
-    differing = [key for key in committed if any(s[key] != committed[key] for s in settings)]
-    rows = [{key: s[key] for key in differing} | r for s, r in zip(settings, results, strict=True)]
-    return sorted(rows, key=lambda row: [(str(type(v)), v) for v in row.values()])
+            row[f"{mode}.accuracy"] = one[f"{mode}.accuracy"]
+        rows.append(row)
+    return rows
 
 
 def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
@@ -93,7 +81,7 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
     for row in rows:
         x, part = float(row[sweep["x"]]), row[sweep["split"]] if "split" in sweep else ""
         frozen, finetuned = (100 * float(row[f"{mode}.accuracy"]) for mode in MODES)
-        if row.get("model.weights", "default") in ("", "None", "random"):
+        if row.get("model.weights") == "None":
             lines["from scratch", part][x].append(finetuned)
         else:
             lines["frozen", part][x].append(frozen)
@@ -105,17 +93,17 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         (colour, marker), axes = STYLES[name], right if name == "gain" else left
         places = sorted(points)
         middle = [mean(points[place]) for place in places]
-        label = f"{name}, {part} images" if part else name
+        label = f"{name}, {part.replace('None', 'all')} images" if part else name
         axes.plot(places, middle, dashes[part], color=colour, marker=marker, label=label)
-        axes.plot(
-            *zip(*((x, y) for x in places for y in points[x]), strict=True), "_", color=colour
-        )
+        single = [(x, y) for x in places for y in points[x]]
+        axes.plot(*zip(*single, strict=True), "_", color=colour)
         for place, value in zip(places, middle, strict=True):
             # The line of the fine-tuned models is nearly always the highest.
             above = -14 if name in ("frozen", "from scratch") else 6
-            text = f"{value:+.1f}" if name == "gain" else f"{value:.{sweep.get('decimals', 1)}f}"
-            axes.annotate(text, (place, value), (0, above), size=8, color=colour,
-                          textcoords="offset points", ha="center")  # fmt: skip
+            axes.annotate(
+                f"{value:+.1f}" if name == "gain" else f"{value:.1f}", (place, value), (0, above),
+                size=8, color=colour, textcoords="offset points", ha="center",
+            )  # fmt: skip
     everywhere = sorted({place for points in lines.values() for place in points})
     for axes in (left, right):
         if everywhere[-1] > 20 * everywhere[0]:
@@ -133,15 +121,6 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
     return figure
 
 
-def gains(seeds: list[dict[str, str]], longer: list[dict[str, str]]) -> tuple[list[float], ...]:
-    """What each seed gains over its frozen model by fine-tuning, and by longer training."""
-    frozen = {row["seed"]: float(row["frozen.accuracy"]) for row in seeds}
-    return tuple(
-        [float(row[f"{mode}.accuracy"]) - frozen[row["seed"]] for row in rows]
-        for rows, mode in ((seeds, "finetuned"), (longer, "frozen"))
-    )
-
-
 def answer(seeds: list[dict[str, str]], longer: list[dict[str, str]]) -> figures.Figure:
     """Every seed's accuracy: frozen, frozen for as long as both phases take, and fine-tuned."""
     groups = {
@@ -156,7 +135,10 @@ def answer(seeds: list[dict[str, str]], longer: list[dict[str, str]]) -> figures
         axes.plot(mean(values), y, figures.MARKERS[mode], color=colour, markersize=9)
         axes.annotate(f"{100 * mean(values):.1f} %", (max(values), y), (10, 0), color=colour,
                       textcoords="offset points", va="center", weight="bold")  # fmt: skip
-    gain, more = gains(seeds, longer)
+    # What each seed gains over its frozen model.
+    frozen = {row["seed"]: float(row["frozen.accuracy"]) for row in seeds}
+    gain = [float(row["finetuned.accuracy"]) - frozen[row["seed"]] for row in seeds]
+    more = [float(row["frozen.accuracy"]) - frozen[row["seed"]] for row in longer]
     axes.set(
         title=f"Fine-tuning adds {100 * mean(gain):.1f} percentage points; training the head for\n"
         f"as long adds {100 * mean(more):.1f}",

@@ -2,11 +2,11 @@
 
 import os
 
-# GNU OpenMP's threads wait for work in a busy loop, 300,000 rounds or more, which takes the cores
-# from other programs: beside them a training is many times slower. It reads this when torch is
-# imported; results do not depend on it. What it costs and brings: docs/ablations.md.
+# GNU OpenMP's idle threads spin for 300,000 iterations or more while they wait for work. They take
+# the cores from other programs, beside which training becomes many times slower. GNU OpenMP reads
+# this variable when torch is imported. Results do not depend on it.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-# With fewer threads than train.threads asks for, as these can have it, oneDNN waits for ever for a
-# thread that never comes (seen with torch 2.15).
+# These variables can allow fewer threads than train.threads. Then oneDNN waits forever for a thread
+# that never starts (seen with torch 2.15).
 for name in ("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS"):
     os.environ.pop(name, None)

@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
 
 def load_split(name: str) -> Split:
-    """The split "train" or "test"; its images are memory-mapped, so the system may forget them."""
+    """The split "train" or "test"; its images are memory-mapped, so the system can evict them."""
     images = np.load(PREPARED / f"{name}_images.npy", mmap_mode="c")
     labels, keys = np.load(PREPARED / f"{name}_labels.npy"), PREPARED / f"{name}_keys.npy"
     return Split(
@@ -47,12 +47,13 @@ def stratified(
     labels: Tensor, share: float, classes: list[str], seed: int, setting: str,
     keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Divide the indices of `labels`, int64 (N,): what remains, in order, and a drawn `share` of
-    each class; both int64. The share is rounded; at least one image is drawn, and one remains.
+    """Split the indices of `labels`, int64 (N,), in two: those that remain, in order, and a random
+    `share` of each class; both int64. The share is rounded; at least one image is drawn, and one
+    remains.
 
-    `keys`, int64 (N,), decide instead of the `seed`: a further image moves at most one other to the
-    other side, and images with the same key lie on the same side. Raises InputError, which names
-    `setting`, if a class has too few images.
+    If there are `keys`, int64 (N,), they decide instead of the `seed`: a new image moves at most
+    one old image to the other part, and images with the same key are in the same part. Raises
+    InputError, which names `setting`, if a class has too few images.
     """
     quotas = (share * labels.bincount(minlength=len(classes)).double()).round().clamp(min=1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -99,11 +100,11 @@ def interleaved(labels: Tensor, index: Tensor, seed: int) -> Tensor:
 def shift_and_flip(
     images: Tensor, index: Tensor, max_shift: int, flips: bool, generator: torch.Generator
 ) -> Tensor:
-    """The images at `index`, each shifted by up to `max_shift` pixels, if `flips` half of them
-    mirrored.
+    """The images at `index`, each shifted at random by up to `max_shift` pixels. With `flips`, each
+    is also mirrored with probability 0.5.
 
-    `images` is uint8 NHWC on any device, as the result; `generator` draws on the CPU, so the draws
-    are the same on every device. What a shift uncovers is filled by mirroring at the border.
+    `images` is uint8 NHWC on any device, and the result is on the same device. `generator` draws on
+    the CPU, so the draws are the same on every device. Uncovered pixels are filled by reflection.
     """
     height, width = images.shape[1:3]
 

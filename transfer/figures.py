@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# A notebook sets MPLBACKEND for all that it starts; matplotlib fails where it cannot import that.
+# A notebook sets MPLBACKEND for its child processes. Without that backend, matplotlib would fail.
 os.environ["MPLBACKEND"] = "Agg"
 from matplotlib import font_manager, ticker
 from matplotlib import pyplot as plt
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 COLOURS = {"frozen": "#0072B2", "finetuned": "#D55E00"}
 MARKERS = {"frozen": "o", "finetuned": "s"}
 CORRECT, WRONG = "#007A5A", "#B3261E"
-MAX_SHOWN = 30  # classes, or blocks, in one figure: the hardest, or the deepest
+MAX_SHOWN = 30  # classes (the hardest ones) or blocks (the deepest ones) in one figure
 # The first comes with matplotlib; the others have more characters, where they are installed.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Microsoft YaHei", "Arial Unicode MS")
 BETTER = LinearSegmentedColormap.from_list(
@@ -155,7 +155,7 @@ def hardest(recall: np.ndarray) -> np.ndarray:
 
 def confusion(matrices: Sequence[np.ndarray], classes: list[str]) -> Figure:
     """The fine-tuned model's confusion matrix, true classes in rows, and how it differs from the
-    frozen model's. Of many classes, the hardest.
+    frozen model's. Of more than MAX_SHOWN classes, the hardest are shown.
 
     `matrices` are both models' counts, int (classes, classes), frozen first.
     """
@@ -201,7 +201,7 @@ def confusion(matrices: Sequence[np.ndarray], classes: list[str]) -> Figure:
 def per_class(rows: list[dict[str, str]]) -> Figure:
     """The accuracy on each class (its recall) in both modes, the hardest class at the bottom.
 
-    `rows` are those of metrics/per_class.csv. Of many classes, the hardest.
+    `rows` are those of metrics/per_class.csv. Of more than MAX_SHOWN, the hardest are shown.
     """
     recalls = np.array([[float(row[f"{mode}_recall"]) for mode in COLOURS] for row in rows])
     shown = hardest(recalls.mean(1))

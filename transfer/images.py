@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transfer.settings import InputError
 
 Image.init()
-# Formats of pixels, as far as Pillow has them. For others, such as EPS, it starts other programs.
+# Raster formats, if this Pillow supports them. For EPS and the like, it starts external programs.
 PIXELS = {"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 FORMATS = sorted(Image.OPEN.keys() & PIXELS)
 CHUNK = 256  # files that are read ahead

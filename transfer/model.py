@@ -72,7 +72,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def channels(self, size: int) -> int:
-        """C. Raises InputError if images of `size` pixels have no such feature map."""
+        """The number C of channels. Raises InputError if images of `size` pixels become no feature
+        map (N, C, h, w).
+        """
         device = next(self.parameters()).device
         blank = [torch.zeros(1, 3, side, side, device=device) for side in (size, size + 32)]
         try:
@@ -159,7 +161,9 @@ class MeanAndMax(nn.Module):
 class Standardise(nn.BatchNorm1d):
     """Give each feature mean 0 and standard deviation SCALE: (N, C) -> (N, C), no parameters."""
 
-    SCALE = 4  # quadruples the last layer's effective learning rate: AdamW's step ignores it
+    # This quadruples the last layer's effective learning rate: the size of AdamW's steps does not
+    # depend on the scale of the features.
+    SCALE = 4
 
     def __init__(self, channels: int):
         super().__init__(channels, affine=False)
@@ -168,7 +172,7 @@ class Standardise(nn.BatchNorm1d):
         if self.training:
             with torch.no_grad():
                 super().forward(x)  # updates the running statistics
-        # In training, too: batch statistics only add noise.
+        # The running statistics are used in training too: those of a batch would only add noise.
         return self.SCALE * F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
 
 

@@ -1,4 +1,4 @@
-"""The frame of a stage or tool: paths, errors in one line, device, cost, reading and writing."""
+"""What every stage and tool shares: paths, errors in one line, device, cost, files."""
 
 import argparse
 import csv
@@ -32,13 +32,13 @@ def model_path(name: str) -> Path:
 
 
 def assets_dir() -> Path | None:
-    """The folder that ASSETS_DIR names, if it is set; a relative path starts at the project."""
+    """The folder that ASSETS_DIR names, if it is set; a relative path is taken from the project."""
     value = os.environ.get("ASSETS_DIR")
     return PROJECT / Path(value).expanduser() if value else None
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run `main`; what the user can correct ends in one line instead of a traceback."""
+    """Run `main`. An error that the user can correct is one line, without a traceback."""
     try:
         main()
         sys.stdout.flush()
@@ -75,7 +75,7 @@ def run_stage(name: str, main: Callable[..., object], modes: Sequence[str] = ())
 
 
 def set_up_torch(device: str, threads: int) -> torch.device:
-    """The device that `train.device` names; fixes what results and speed depend on."""
+    """The device that `train.device` names; sets what torch's results and speed depend on."""
     found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device not in ("auto", "cpu", found.type):
         raise InputError(f"train.device = {device}: torch finds only {found.type}; use auto or cpu")
@@ -94,7 +94,7 @@ def set_up_torch(device: str, threads: int) -> torch.device:
 def machine() -> dict[str, str | int | None]:
     """What the last digits of a floating-point result may depend on, besides the settings."""
     cpu = platform.processor() or platform.machine()
-    with suppress(OSError):  # models that share a name have different numbers
+    with suppress(OSError):  # CPU models with the same name have different numbers
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         facts = dict(re.findall(r"^(cpu family|model|model name)\s*: (.+)$", text, re.M))
         cpu = ", ".join([facts.pop("model name", cpu), *map(" ".join, facts.items())])

@@ -55,7 +55,7 @@ class SharedSettings(Section):
     label_smoothing: Annotated[float, Field(ge=0, le=0.9)]
     flip: bool
     class_weights: Literal["balanced"] | None
-    max_shift: Annotated[int, Field(ge=0, le=31)]
+    max_shift: Annotated[int, Field(ge=0, le=15)]
     warm_up: Annotated[float, Field(ge=0, le=1)]
 
 
@@ -80,7 +80,6 @@ class FinetunedSettings(Section):
 class TrainSettings(Section):
     launcher: Text
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"]
-    bf16: bool
     threads: Annotated[int, Field(ge=1, le=256)]
     shared: SharedSettings
     frozen: FrozenSettings
