@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 from dvc.utils.flatten import flatten
@@ -28,7 +28,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def numbers_in(table: Path) -> list[float]:
-    """The numbers in a table; of a sweep also the gains and the means over seeds."""
+    """The numbers in a table; of a sweep also gains, means over seeds, deviations."""
     text = table.read_text(encoding="utf-8")
     numbers = [*map(float, re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?(?![\w.])", text))]
     runs = defaultdict(list)
@@ -39,7 +39,9 @@ def numbers_in(table: Path) -> list[float]:
         gain = results["finetuned.accuracy"] - results["frozen.accuracy"]
         runs[key].append((*results.values(), gain))
     for values in runs.values():
-        numbers += [*sum(values, ()), *map(mean, zip(*values, strict=True))]
+        columns = [*zip(*values, strict=True)]
+        numbers += [*sum(values, ()), *map(mean, columns)]
+        numbers += [stdev(column) for column in columns if len(column) > 1]
     return numbers
 
 

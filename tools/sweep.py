@@ -74,8 +74,8 @@ def experiments(name: str) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
-    """Both modes' accuracies and from scratch, and what fine-tuning adds, against the sweep's `x`:
-    each run, and a line through the means.
+    """Accuracies of both modes and from scratch, or how far the backbone `moved`, and what
+    fine-tuning adds, against the sweep's `x`: each run, and a line through the means.
     """
     lines: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -83,10 +83,12 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         frozen, finetuned = (100 * float(row[f"{mode}.accuracy"]) for mode in MODES)
         if row.get("model.weights") == "None":
             lines["from scratch", part][x].append(finetuned)
-        else:
-            lines["frozen", part][x].append(frozen)
-            lines["finetuned", part][x].append(finetuned)
-            lines["gain", part][x].append(finetuned - frozen)
+            continue
+        shown = {"finetuned": 100 * float(row["moved"])}
+        if "moved" not in sweep:
+            shown = {"frozen": frozen, "finetuned": finetuned}
+        for name, value in (shown | {"gain": finetuned - frozen}).items():
+            lines[name, part][x].append(value)
     figure, (left, right) = figures.plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     dashes = dict(zip(sorted({part for _, part in lines}), ("-", "--", ":"), strict=False))
     for (name, part), points in lines.items():
@@ -98,11 +100,12 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         single = [(x, y) for x in places for y in points[x]]
         axes.plot(*zip(*single, strict=True), "_", color=colour)
         for place, value in zip(places, middle, strict=True):
-            # The line of the fine-tuned models is nearly always the highest.
-            above = -14 if name in ("frozen", "from scratch") else 6
+            # Labels are below the lower lines: the fine-tuned models are nearly always the best.
+            lower = dashes[part] == "-" if part else name in ("frozen", "from scratch")
             axes.annotate(
-                f"{value:+.1f}" if name == "gain" else f"{value:.1f}", (place, value), (0, above),
-                size=8, color=colour, textcoords="offset points", ha="center",
+                f"{value:+.1f}" if name == "gain" else f"{value:.1f}", (place, value),
+                (0, -14 if lower else 6), size=8, color=colour, textcoords="offset points",
+                ha="center",
             )  # fmt: skip
     everywhere = sorted({place for points in lines.values() for place in points})
     for axes in (left, right):
@@ -114,7 +117,7 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         axes.margins(y=0.12)
         axes.grid(alpha=0.25)
     right.axhline(0, color="0.3", linewidth=1)
-    left.set_title("Accuracy on the test set, %")
+    left.set_title(sweep.get("moved", "Accuracy on the test set, %"))
     right.set_title("Gain of fine-tuning, percentage points")
     figure.suptitle(sweep["message"], x=0.01, ha="left", weight="bold")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
