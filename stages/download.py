@@ -20,8 +20,8 @@ from transfer.settings import InputError, Params, load_params
 
 # The accepted names of split folders, case-insensitive. If several match, the first one is used.
 SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
+    "train": ("train", "training", "training_set"),
+    "test": ("test", "testing", "test_set", "val", "valid", "validation"),
 }
 MAX_NAMED = 10  # names in one message
 

@@ -120,6 +120,7 @@ def test_images_become_equal_squares_and_what_is_ignored_is_said(capsys):
     [
         (["Training", "Testing"], (8, 8), "test: .*Testing: 8 images"),
         (["TRAIN", "validation"], (8, 8), "test: .*validation: 8 images"),
+        (["training_set", "test_set"], (8, 8), "test: .*test_set: 8 images"),
         (["train", "test", "val"], (8, 8), "images: ignored val"),
         (["train", "holdout"], (4, 4), "images: ignored holdout"),
         (["train", "Train", "test"], (8, 8), "images: ignored [Tt]rain"),
