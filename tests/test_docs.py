@@ -33,9 +33,9 @@ def numbers_in(table: Path) -> list[float]:
     numbers = [*map(float, re.findall(r"(?<![\w.])\d+\.?\d*(?:e-?\d+)?(?![\w.])", text))]
     runs = defaultdict(list)
     for row in read_csv(table) if table.parent.name == "docs" else []:
-        results = {name: float(row.pop(name)) for name in [*row] if name.split(".")[0] in MODES}
-        measured = ("seed", "minutes", "moved", "train@")  # no settings that differ
-        key = tuple(value for name, value in row.items() if not name.startswith(measured))
+        measured = [name for name in row if name.split(".")[0] in (*MODES, "moved")]
+        results = {name: float(row.pop(name)) for name in measured}
+        key = tuple(value for name, value in row.items() if name != "seed")  # what differs
         gain = results["finetuned.accuracy"] - results["frozen.accuracy"]
         runs[key].append((*results.values(), gain))
     for values in runs.values():

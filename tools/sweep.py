@@ -101,10 +101,12 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         axes.plot(*zip(*single, strict=True), "_", color=colour)
         for place, value in zip(places, middle, strict=True):
             # Labels are below the lower lines: the fine-tuned models are nearly always the best.
-            lower = dashes[part] == "-" if part else name in ("frozen", "from scratch")
+            offset = {"frozen": -14, "from scratch": -20}.get(name, 6)
+            if part and dashes[part] == "-":
+                offset = -14
             axes.annotate(
                 f"{value:+.1f}" if name == "gain" else f"{value:.1f}", (place, value),
-                (0, -14 if lower else 6), size=8, color=colour, textcoords="offset points",
+                (0, offset), size=8, color=colour, textcoords="offset points",
                 ha="center",
             )  # fmt: skip
     everywhere = sorted({place for points in lines.values() for place in points})
@@ -114,7 +116,7 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         axes.set_xticks(everywhere, [f"{place:g}" for place in everywhere], rotation=45)
         axes.minorticks_off()
         axes.set_xlabel(sweep["x"])
-        axes.margins(y=0.12)
+        axes.margins(y=0.15)
         axes.grid(alpha=0.25)
     right.axhline(0, color="0.3", linewidth=1)
     left.set_title(sweep.get("moved", "Accuracy on the test set, %"))
