@@ -49,7 +49,7 @@ def tiny(tmp_path_factory) -> Path:
     [
         ("Makefile", r"\Z", "# a comment\n", 0, "IDENTICAL: "),
         ("dvc.lock", r"(models/frozen\S+\s+hash: md5\s+md5: ).{4}", r"\1ffff", 0, "WITHIN TOL"),
-        ("metrics/evaluation.json", "(gain.: )", r"\g<1>1", 1, "evaluation.json.*\nDIFFERENT: "),
+        ("metrics/evaluation.json", "(gain.: )", r"\g<1>1", 1, "(?s)evaluation.json .*DIFFERENT: "),
         ("dvc.lock", "(?s).+", "", 2, "error: .*dvc.lock"),
         ("params.yaml", "seed: 0", "seed: 1", 2, r"error: .*uncommitted .*\n M params.yaml"),
     ],
