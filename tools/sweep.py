@@ -81,13 +81,12 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
     for row in rows:
         x, part = float(row[sweep["x"]]), row[sweep["split"]] if "split" in sweep else ""
         frozen, finetuned = (100 * float(row[f"{mode}.accuracy"]) for mode in MODES)
+        values = {"frozen": frozen, "finetuned": finetuned, "gain": finetuned - frozen}
         if row.get("model.weights") == "None":
-            lines["from scratch", part][x].append(finetuned)
-            continue
-        shown = {"finetuned": 100 * float(row["moved"])}
-        if "moved" not in sweep:
-            shown = {"frozen": frozen, "finetuned": finetuned}
-        for name, value in (shown | {"gain": finetuned - frozen}).items():
+            values = {"from scratch": finetuned}
+        elif "moved" in sweep:
+            values = {"finetuned": 100 * float(row["moved"]), "gain": finetuned - frozen}
+        for name, value in values.items():
             lines[name, part][x].append(value)
     figure, (left, right) = figures.plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     dashes = dict(zip(sorted({part for _, part in lines}), ("-", "--", ":"), strict=False))
@@ -99,15 +98,14 @@ def draw(rows: list[dict[str, str]], sweep: dict[str, Any]) -> figures.Figure:
         axes.plot(places, middle, dashes[part], color=colour, marker=marker, label=label)
         single = [(x, y) for x in places for y in points[x]]
         axes.plot(*zip(*single, strict=True), "_", color=colour)
+        # Labels are below the lower lines: the fine-tuned models are nearly always the best.
+        offset = {"frozen": -14, "from scratch": -20}.get(name, 6)
+        if part and dashes[part] == "-":
+            offset = -14
         for place, value in zip(places, middle, strict=True):
-            # Labels are below the lower lines: the fine-tuned models are nearly always the best.
-            offset = {"frozen": -14, "from scratch": -20}.get(name, 6)
-            if part and dashes[part] == "-":
-                offset = -14
             axes.annotate(
-                f"{value:+.1f}" if name == "gain" else f"{value:.1f}", (place, value),
-                (0, offset), size=8, color=colour, textcoords="offset points",
-                ha="center",
+                f"{value:+.1f}" if name == "gain" else f"{value:.1f}", (place, value), (0, offset),
+                size=8, color=colour, textcoords="offset points", ha="center",
             )  # fmt: skip
     everywhere = sorted({place for points in lines.values() for place in points})
     for axes in (left, right):
