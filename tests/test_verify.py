@@ -49,12 +49,13 @@ def tiny(tmp_path_factory) -> Path:
     [
         ("Makefile", r"\Z", "# a comment\n", 0, "IDENTICAL: "),
         ("dvc.lock", r"(models/frozen\S+\s+hash: md5\s+md5: ).{4}", r"\1ffff", 0, "WITHIN TOL"),
-        ("metrics/evaluation.json", "(gain.: )", r"\g<1>1", 1, "(?s)evaluation.json .*DIFFERENT: "),
+        ("metrics/evaluation.json", "(gain.: )", r"\g<1>1", 1,
+         r"(?s)\n metrics/evaluation.json +\| .* 1 file changed.*\nDIFFERENT: "),
         ("dvc.lock", "(?s).+", "", 2, "error: .*dvc.lock"),
         ("params.yaml", "seed: 0", "seed: 1", 2, r"error: .*uncommitted .*\n M params.yaml"),
     ],
     ids=["identical", "another CPU", "an edited metric", "no dvc.lock", "uncommitted changes"],
-)
+)  # fmt: skip
 def test_a_run_from_scratch_is_compared_with_what_was_committed(
     tiny, tmp_path, path, old, new, status, words
 ):
